@@ -1,0 +1,1 @@
+"""Dirichlet-process Gaussian mixtures over very many vectors of moderate width."""

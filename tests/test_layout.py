@@ -1,0 +1,79 @@
+"""The structure that the code keeps: who may import whom, and what stands at the top level."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "cli": {"pipeline", "estimator", "extract", "store", "picture", "machine"},
+    "pipeline": {"estimator", "extract", "store", "picture", "machine"},
+    "estimator": {"engine", "initialise", "blocks"},
+    "engine": {"variational", "blocks", "kernels"},
+    "initialise": {"blocks", "kernels"},
+    "extract": {"store"},
+    "variational": set(),
+    "blocks": set(),
+    "store": set(),
+    "picture": set(),
+    "machine": set(),
+    "__main__": {"cli"},
+    "__init__": {"estimator"},
+}
+OWN_FILE_ONLY = {"triton", "cupy", "numba"}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of every module that a file imports, at its top or inside a function."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def ours(names: set[str]) -> set[str]:
+    """The first part below fastclust of each imported name of ours."""
+    return {name.split(".")[1] for name in names if name.startswith("fastclust.")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "fastclust").glob("*.py")), ids=lambda path: path.stem)
+def test_modules_import_only_what_the_table_allows(path: Path) -> None:
+    known = set(MAY_IMPORT) | {"kernels"}
+    assert ours(imported(path)) & known <= MAY_IMPORT[path.stem]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda path: path.stem)
+def test_kernels_import_kernels_only(path: Path) -> None:
+    names = imported(path)
+    assert ours(names) <= {"kernels"}
+    foreign = {name.split(".")[0] for name in names} & OWN_FILE_ONLY
+    assert foreign <= {path.stem}, f"{foreign} belongs in a kernel file of its own"
+
+
+def test_importing_fastclust_loads_no_optional_compiler() -> None:
+    code = f"import sys, fastclust; print(sorted({OWN_FILE_ONLY!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_kernels_refuse_their_bare_name() -> None:
+    run = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert "fastclust.kernels" in run.stderr
+
+
+def test_top_level_is_what_the_layout_names() -> None:
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    tops = {line.split("/")[0] for line in listing.stdout.splitlines()}
+    named = {"pyproject.toml", "fastclust", "kernels", "tests", "benchmarks", "scripts", "README.md"}
+    named |= {"LICENSE", "CHANGELOG.md"}
+    assert {top for top in tops if not top.startswith(".")} <= named
