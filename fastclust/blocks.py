@@ -1,0 +1,172 @@
+"""Rows from wherever they are, as blocks of torch tensors on the device that computes.
+
+A source is an array (N, D), a memory map, an h5py dataset, a torch tensor, or a list of these with the same D, read one
+after the other. Rows keep the dtype that they are stored in; float16 rows are never copied to float32 whole.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+READ_BYTES = 64 << 20  # of a file that cannot be mapped, at a time
+COPY_BYTES = 256 << 20  # from the host to an accelerator, at a time
+SUMMARY_ROWS = 4096
+
+
+class Blocks:
+    """Iterate over the rows of a source as (n, D) tensors on a device; iterating again starts again.
+
+    source: see the module. device: where blocks are wanted. On the CPU a block is a view of the source wherever
+    there is one, so a block may be as large as the source.
+    Raises ValueError for a source that is not two-dimensional, or parts that differ in width, and TypeError for one
+    that holds no real numbers.
+    """
+
+    def __init__(self, source: Any, device: torch.device) -> None:
+        self.parts = [_two_dimensional(part) for part in (source if isinstance(source, (list, tuple)) else [source])]
+        widths = {int(part.shape[1]) for part in self.parts}
+        if len(widths) != 1:
+            raise ValueError(f"parts of the rows have different numbers of features: {sorted(widths)}")
+        self.device = device
+        self.n_features = widths.pop()
+        self.starts = np.cumsum([0] + [int(part.shape[0]) for part in self.parts])
+        self.n_rows = int(self.starts[-1])
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for part in self.parts:
+            step = self._step(part)
+            for low in range(0, int(part.shape[0]), step):
+                yield _tensor(part[low : low + step]).to(self.device)
+
+    def take(self, index: np.ndarray) -> torch.Tensor:
+        """Return the rows of an increasing index (n,) as one (n, D) tensor on the device."""
+        chosen = []
+        for part, low, high in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
+            inside = index[(index >= low) & (index < high)] - low
+            if isinstance(part, torch.Tensor):
+                chosen.append(part[torch.from_numpy(inside).to(part.device)].to(self.device))
+            elif len(inside):
+                chosen.append(_tensor(np.asarray(part[inside])).to(self.device))
+        dtype = chosen[0].dtype
+        for piece in chosen:
+            dtype = torch.promote_types(dtype, piece.dtype)
+        return torch.cat([piece.to(dtype) for piece in chosen])
+
+    def sample(self, size: int, random: np.random.RandomState) -> torch.Tensor:
+        """Return `size` rows drawn evenly without replacement (all of them, in order, where there are no more)."""
+        if size >= self.n_rows:
+            return self.take(np.arange(self.n_rows))
+        # One row from each of `size` equal stretches: no permutation of N, and every image has its share.
+        edges = np.linspace(0, self.n_rows, size + 1).astype(np.int64)
+        return self.take(edges[:-1] + (random.random_sample(size) * np.diff(edges)).astype(np.int64))
+
+    def _step(self, part: Any) -> int:
+        """Return how many rows of a part are handed on at a time."""
+        on_device = isinstance(part, torch.Tensor) and part.device == self.device
+        mapped = isinstance(part, (np.ndarray, torch.Tensor)) and self.device.type == "cpu"
+        if on_device or (mapped and _viewable(part)):
+            return max(1, int(part.shape[0]))
+        row = int(part.shape[1]) * int(part.dtype.itemsize)
+        return max(1, (READ_BYTES if self.device.type == "cpu" else COPY_BYTES) // row)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Hold what the whole of the rows says of each column; all float64, on the CPU.
+
+    n_rows. mean, minimum, maximum: (D,). scatter: sum_n (x_n - mean)^2, (D,), or the outer products (D, D).
+    """
+
+    n_rows: int
+    mean: torch.Tensor
+    scatter: torch.Tensor
+    minimum: torch.Tensor
+    maximum: torch.Tensor
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """The sample variance of each column (D,), with N - 1 in the denominator."""
+        scatter = self.scatter if self.scatter.ndim == 1 else self.scatter.diagonal()
+        return scatter / max(self.n_rows - 1, 1)
+
+
+def summarise(blocks: Blocks, *, outer: bool) -> Summary:
+    """Return the mean, scatter and range of all rows, in one pass, in float64.
+
+    outer: whether the scatter is (D, D). Raises ValueError where a value is NaN or infinite.
+    Source: Chan, Golub and LeVeque 1983, the pairwise update of mean and scatter.
+    """
+    n, n_features = 0, blocks.n_features
+    mean = torch.zeros(n_features, dtype=torch.float64, device=blocks.device)
+    scatter = torch.zeros(
+        (n_features, n_features) if outer else (n_features,), dtype=torch.float64, device=blocks.device
+    )
+    minimum, maximum = torch.full_like(mean, torch.inf), torch.full_like(mean, -torch.inf)
+    for block in blocks:
+        for rows in torch.split(block, SUMMARY_ROWS if blocks.device.type == "cpu" else len(block)):
+            wide = rows.double()
+            low, high = wide.aminmax(dim=0)
+            if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
+                _raise_not_finite(wide, n)
+            minimum, maximum = torch.minimum(minimum, low), torch.maximum(maximum, high)
+            here = wide.mean(0)
+            wide = wide - here
+            added = wide.T @ wide if outer else (wide * wide).sum(0)
+            step = here - mean
+            share = len(rows) / (n + len(rows))
+            between = (torch.outer(step, step) if outer else step * step) * (n * share)
+            scatter = scatter + added + between
+            mean = mean + step * share
+            n += len(rows)
+    return Summary(n, mean.cpu(), scatter.cpu(), minimum.cpu(), maximum.cpu())
+
+
+def _raise_not_finite(rows: torch.Tensor, first: int) -> None:
+    row, column = (int(i) for i in torch.nonzero(~torch.isfinite(rows))[0])
+    raise ValueError(
+        f"the input contains NaN or infinity: {rows[row, column].item()} in row {first + row}, feature {column} "
+        "(counted from 0); leave such rows out"
+    )
+
+
+def _two_dimensional(part: Any) -> Any:
+    """Return a part of a source as something sliced by rows: itself, or a NumPy array."""
+    if not isinstance(part, (np.ndarray, torch.Tensor)) and not (hasattr(part, "id") and hasattr(part, "shape")):
+        part = np.asarray(part)
+    if len(part.shape) != 2:
+        raise ValueError(
+            f"expected a 2D array of rows and features, got shape {tuple(part.shape)} instead; "
+            "reshape your data with .reshape(-1, 1) if it has one feature, or .reshape(1, -1) if it is one row"
+        )
+    real = not part.is_complex() if isinstance(part, torch.Tensor) else part.dtype.kind in "fiub"
+    if not real:
+        if getattr(part.dtype, "kind", "c") == "c":
+            raise ValueError(f"complex data not supported: expected real numbers, got {part.dtype}")
+        raise TypeError(f"expected an array of real numbers, got dtype {part.dtype}")
+    return part
+
+
+def _viewable(part: np.ndarray | torch.Tensor) -> bool:
+    """Say whether torch can look at the part's memory as it is."""
+    if isinstance(part, torch.Tensor):
+        return part.is_floating_point()
+    return part.dtype in (np.float16, np.float32, np.float64) and all(stride >= 0 for stride in part.strides)
+
+
+def _tensor(part: Any) -> torch.Tensor:
+    """Return rows as a tensor of a float dtype, looking at the same memory where that can be."""
+    if isinstance(part, torch.Tensor):
+        return part.detach() if part.is_floating_point() else part.double()
+    array = np.asarray(part)
+    if not _viewable(array):
+        narrow = array.dtype.kind == "f" and array.dtype.itemsize <= 8
+        array = array.astype(array.dtype.newbyteorder("=") if narrow else np.float64)
+    with warnings.catch_warnings():  # of arrays that must not be written to; nothing here writes to rows
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        return torch.from_numpy(array)

@@ -1,0 +1,71 @@
+"""Coordinate ascent: blocks of rows -> statistics -> posterior -> bound -> stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fastclust import variational
+from fastclust.kernels import Coefficients, Statistics
+from fastclust.rows import Rows
+from fastclust.variational import Posterior, Prior
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Hold what a run of coordinate ascent ended with; bounds in nats, summed over rows."""
+
+    posterior: Posterior
+    lower_bounds: list[float]
+    converged: bool
+
+    @property
+    def n_passes(self) -> int:
+        """Passes over the rows."""
+        return len(self.lower_bounds)
+
+
+def coefficients(posterior: Posterior) -> Coefficients:
+    """Return the E-step of a posterior, for the kernels."""
+    return Coefficients(posterior.covariance_type, *variational.log_rho_terms(posterior))
+
+
+def posterior_of(prior: Prior, statistics: Statistics, scatter: torch.Tensor | None) -> Posterior:
+    """Return the posterior given statistics; scatter: (D, D) of all rows, for tied covariance."""
+    sxx = statistics.sxx if statistics.sxx is not None else scatter
+    if sxx is None:
+        raise ValueError("tied covariance needs the scatter of all rows")
+    return variational.update(prior, statistics.nk, statistics.sx, sxx, statistics.about)
+
+
+def ascend(
+    rows: Rows,
+    prior: Prior,
+    start: Posterior,
+    *,
+    scatter: torch.Tensor | None,
+    tol: float,
+    max_passes: int,
+    lower_bound: float = -torch.inf,
+    on_pass: Callable[[int, float, float], None] | None = None,
+) -> Ascent:
+    """Alternate E-step and M-step from a posterior until the bound changes by less than tol, or max_passes.
+
+    tol: nats, on the bound summed over rows. lower_bound: the bound of the start, if it is known.
+    on_pass: called after each pass with its number from 1, the bound and its change.
+    Raises IllDefinedCovarianceError where a covariance is not positive definite.
+    """
+    posterior, bounds = start, list[float]()
+    for n_pass in range(1, max_passes + 1):
+        statistics = rows.statistics(coefficients(posterior))
+        posterior = posterior_of(prior, statistics, scatter)
+        bound = float(variational.lower_bound(posterior, statistics.entropy))
+        bounds.append(bound)
+        change, lower_bound = bound - lower_bound, bound
+        if on_pass is not None:
+            on_pass(n_pass, bound, change)
+        if abs(change) < tol:
+            return Ascent(posterior, bounds, True)
+    return Ascent(posterior, bounds, False)

@@ -1,0 +1,235 @@
+"""The equations of the variational mixture: priors, posteriors, expectations and the bound, on K-sized float64 tensors.
+
+    alpha          concentration of the Dirichlet process, or of each weight of a finite Dirichlet
+    gamma1, gamma2 Beta posterior of the sticks: v_k ~ Beta(gamma1_k, gamma2_k)   Blei & Jordan 2006, eq. 18-19
+    beta, m        Gaussian posterior of the means: N(m_k, (beta_k Lambda_k)^-1)   Bishop 2006, eq. 10.60-10.61
+    nu, W          Wishart posterior of the precisions                            Bishop 2006, eq. 10.62-10.63
+    covariances    W_k^-1 / nu_k, the scale's inverse per degree of freedom
+
+They follow scikit-learn's BayesianGaussianMixture, so that fits can be compared number by number, also where it departs
+from the books:
+- each component gets 10 eps rows at the origin of the user's coordinates and reg_covar on its covariance's diagonal;
+- nu_k = nu_0 + N_k: the book's eq. 10.63 in its first printing adds one more, which its errata take back;
+- spherical and diag use the Wishart's terms, not a product of Gammas;
+- the last stick stays a Beta, with gamma2 = alpha, where Blei & Jordan set v_K = 1;
+- the bound leaves out what no posterior changes. It is the summed bound, in nats.
+
+Coordinates are relative to any fixed point; `Prior.origin` says where the user's own origin lies.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+CovarianceType = Literal["full", "tied", "diag", "spherical"]
+WeightPrior = Literal["dirichlet_process", "dirichlet_distribution"]
+
+PSEUDO_ROWS = 10 * torch.finfo(torch.float64).eps
+
+
+class IllDefinedCovarianceError(ValueError):
+    """A covariance is not positive definite."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a component's covariance is not positive definite (single or collapsed rows, or columns that are copies "
+            "of one another); use fewer components, a larger reg_covar, or float64"
+        )
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Hold the priors of the mixture; all tensors float64.
+
+    alpha: concentration. beta: prior weight of the mean, in rows. m: (D,) prior mean. nu: degrees of freedom, > D - 1.
+    W_inv: inverse of the Wishart's scale: (D, D) for full and tied, (D,) for diag, () for spherical.
+    reg_covar: added to the diagonal of each component's empirical covariance. origin: (D,), the user's origin.
+    """
+
+    covariance_type: CovarianceType
+    weight_prior: WeightPrior
+    alpha: float
+    beta: float
+    m: torch.Tensor
+    nu: float
+    W_inv: torch.Tensor
+    reg_covar: float
+    origin: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Hold the posterior of the mixture; all tensors float64.
+
+    gamma1: (K,) Beta's first parameter, or the Dirichlet's concentrations. gamma2: (K,), None for a finite Dirichlet.
+    beta: (K,). m: (K, D). nu: (K,), for tied (). covariances, precisions_cholesky: (K, D, D) full, (D, D) tied,
+    (K, D) diag, (K,) spherical; precision = U U^T with U upper triangular, precisions_cholesky = U.
+    """
+
+    covariance_type: CovarianceType
+    gamma1: torch.Tensor
+    gamma2: torch.Tensor | None
+    beta: torch.Tensor
+    m: torch.Tensor
+    nu: torch.Tensor
+    covariances: torch.Tensor
+    precisions_cholesky: torch.Tensor
+
+
+def update(
+    prior: Prior,
+    nk: torch.Tensor,
+    sx: torch.Tensor,
+    sxx: torch.Tensor,
+    about: torch.Tensor,
+) -> Posterior:
+    """Return the posterior given the rows' statistics (the M-step).
+
+    nk: (K,) responsibilities summed over rows. sx: (K, D) and sxx: first and second moments about the points `about`
+    (K, D). sxx is (K, D, D) for full, (K, D) for diag, (K,) (summed over D) for spherical, and for tied (D, D), the
+    scatter of all rows about the coordinates' zero.
+    Raises IllDefinedCovarianceError where a covariance is not positive definite.
+    Source: Bishop 2006, eq. 10.51-10.53 and 10.58-10.63; Blei & Jordan 2006, eq. 18-19.
+    """
+    _, n_features = sx.shape
+    kind = prior.covariance_type
+    origin = prior.origin - about  # (K, D)
+    rows = nk
+    nk = rows + PSEUDO_ROWS
+    offset = (sx + PSEUDO_ROWS * origin) / nk[:, None]  # (K, D), the mean as seen from `about`
+    xbar = about + offset
+    beta = prior.beta + nk
+    m = (prior.beta * prior.m + nk[:, None] * xbar) / beta[:, None]
+    away = xbar - prior.m  # (K, D)
+    shrink = prior.beta / beta  # (K,)
+
+    if kind == "full":
+        cross = sx[:, :, None] * offset[:, None, :]  # (K, D, D)
+        scatter = sxx - cross - cross.mT + rows[:, None, None] * offset[:, :, None] * offset[:, None, :]
+        outer = away[:, :, None] * away[:, None, :]
+        W_inv = prior.W_inv + scatter + (shrink * nk)[:, None, None] * outer
+        nu = prior.nu + nk
+        covariances = W_inv / nu[:, None, None]
+        regularised = prior.reg_covar * nk / nu
+        covariances = covariances + regularised[:, None, None] * torch.eye(n_features, dtype=nk.dtype, device=nk.device)
+    elif kind == "tied":
+        n_components = len(nk)
+        total = sxx + PSEUDO_ROWS * origin.T @ origin
+        covariance = (total - (nk[:, None] * xbar).T @ xbar) / nk.sum()
+        covariance = covariance + prior.reg_covar * torch.eye(n_features, dtype=nk.dtype, device=nk.device)
+        mean_rows = nk.sum() / n_components
+        W_inv = prior.W_inv + covariance * mean_rows
+        W_inv = W_inv + prior.beta / n_components * ((nk / beta)[:, None] * away).T @ away
+        nu = prior.nu + mean_rows
+        covariances = W_inv / nu
+    elif kind == "diag":
+        second = (sxx + PSEUDO_ROWS * origin**2) / nk[:, None]
+        covariance = second - offset**2 + prior.reg_covar
+        nu = prior.nu + nk
+        W_inv = prior.W_inv + nk[:, None] * (covariance + shrink[:, None] * away**2)
+        covariances = W_inv / nu[:, None]
+    else:
+        second = (sxx + PSEUDO_ROWS * (origin**2).sum(1)) / nk
+        covariance = (second - (offset**2).sum(1)) / n_features + prior.reg_covar
+        nu = prior.nu + nk
+        W_inv = prior.W_inv + nk * (covariance + shrink * (away**2).mean(1))
+        covariances = W_inv / nu
+
+    if prior.weight_prior == "dirichlet_process":
+        after = nk.flip(0).cumsum(0).flip(0) - nk  # rows of the components that follow
+        from_here_on = nk.flip(0).cumsum(0).flip(0)
+        after = torch.cat([from_here_on[1:], torch.zeros_like(nk[:1])])  # (K,), rows of the components that follow
+        gamma1, gamma2 = 1.0 + nk, prior.alpha + after
+    else:
+        gamma1, gamma2 = prior.alpha + nk, None
+    return Posterior(kind, gamma1, gamma2, beta, m, nu, covariances, precisions_cholesky(covariances, kind))
+
+
+def precisions_cholesky(covariances: torch.Tensor, kind: CovarianceType) -> torch.Tensor:
+    """Return U, upper triangular, with U U^T the inverse of each covariance; for diag and spherical its root.
+
+    Raises IllDefinedCovarianceError where a covariance is not positive definite.
+    """
+    if kind in ("diag", "spherical"):
+        if not bool((covariances > 0).all()):
+            raise IllDefinedCovarianceError
+        return covariances.rsqrt()
+    lower, failed = torch.linalg.cholesky_ex(covariances)
+    if bool(failed.any()) or not bool(torch.isfinite(lower).all()):
+        raise IllDefinedCovarianceError
+    identity = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
+    inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+    return inverse.mT
+
+
+def expected_log_weights(posterior: Posterior) -> torch.Tensor:
+    """Return E[ln pi_k] (K,). Source: Blei & Jordan 2006, section 3.2; Bishop 2006, eq. 10.66."""
+    if posterior.gamma2 is None:
+        return torch.digamma(posterior.gamma1) - torch.digamma(posterior.gamma1.sum())
+    both = torch.digamma(posterior.gamma1 + posterior.gamma2)
+    log_stick = torch.digamma(posterior.gamma1) - both
+    log_rest = torch.digamma(posterior.gamma2) - both
+    return log_stick + torch.cat([torch.zeros_like(log_rest[:1]), log_rest.cumsum(0)[:-1]])
+
+
+def weights(posterior: Posterior) -> torch.Tensor:
+    """Return the weights of the components (K,), at the means of the sticks, summing to one."""
+    if posterior.gamma2 is None:
+        return posterior.gamma1 / posterior.gamma1.sum()
+    both = posterior.gamma1 + posterior.gamma2
+    rest = (posterior.gamma2 / both).cumprod(0)
+    pi = posterior.gamma1 / both * torch.cat([torch.ones_like(rest[:1]), rest[:-1]])
+    return pi / pi.sum()
+
+
+def log_det_precision(posterior: Posterior) -> torch.Tensor:
+    """Return ln |U_k|, half the log determinant of each precision: (K,), for tied ()."""
+    U, n_features = posterior.precisions_cholesky, posterior.m.shape[1]
+    if posterior.covariance_type in ("full", "tied"):
+        return U.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return U.log().sum(1) if posterior.covariance_type == "diag" else n_features * U.log()
+
+
+def log_rho_terms(posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (a, m, lambda or R): the E-step as an offset (K,) and a quadratic form about the means (K, D).
+
+    ln rho_nk = a_k - 1/2 sum_d lambda_kd (x_nd - m_kd)^2 or a_k - 1/2 ||R_k (x_n - m_k)||^2, where E[ln pi_k],
+    1/2 E[ln |Lambda_k|], -1/2 D ln 2 pi and -1/2 D / beta_k are in a_k. Source: Bishop 2006, eq. 10.46, 10.64, 10.65.
+    """
+    n_features = posterior.m.shape[1]
+    d = torch.arange(n_features, dtype=posterior.m.dtype, device=posterior.m.device)
+    # The precisions are per degree of freedom: ln |nu W| = ln |W| + D ln nu.
+    log_det_W = 2 * log_det_precision(posterior) - n_features * posterior.nu.log()
+    expected = torch.digamma(0.5 * (posterior.nu[..., None] - d)).sum(-1) + n_features * math.log(2) + log_det_W
+    a = expected_log_weights(posterior) + 0.5 * (
+        expected - n_features / posterior.beta - n_features * math.log(2 * math.pi)
+    )
+    U = posterior.precisions_cholesky
+    return a, posterior.m, U.mT if posterior.covariance_type in ("full", "tied") else U**2
+
+
+def lower_bound(posterior: Posterior, entropy: torch.Tensor) -> torch.Tensor:
+    """Return the evidence lower bound up to a constant (), in nats, summed over rows.
+
+    posterior: that of the responsibilities whose entropy, - sum_nk r_nk ln r_nk, is given; so the bound holds before
+    the next E-step. Source: Bishop 2006, eq. 10.70-10.77, at the posterior's own optimum, where the terms of rows and
+    priors cancel against those of the posterior.
+    """
+    n_components, n_features = posterior.m.shape
+    d = torch.arange(n_features, dtype=posterior.m.dtype, device=posterior.m.device)
+    nu = posterior.nu
+    log_det_root_W = log_det_precision(posterior) - 0.5 * n_features * nu.log()
+    log_wishart_norm = -(
+        nu * log_det_root_W + nu * n_features * 0.5 * math.log(2) + torch.lgamma(0.5 * (nu[..., None] - d)).sum(-1)
+    )
+    wishart = log_wishart_norm.sum() * (n_components if posterior.covariance_type == "tied" else 1)
+    if posterior.gamma2 is None:
+        log_norm_weights = torch.lgamma(posterior.gamma1.sum()) - torch.lgamma(posterior.gamma1).sum()
+    else:
+        both = torch.lgamma(posterior.gamma1 + posterior.gamma2)
+        log_norm_weights = (both - torch.lgamma(posterior.gamma1) - torch.lgamma(posterior.gamma2)).sum()
+    return entropy - wishart - log_norm_weights - 0.5 * n_features * posterior.beta.log().sum()

@@ -1,0 +1,108 @@
+r"""What a kernel is given, and the additive statistics that it gives back.
+
+For every covariance type the E-step is an offset and a quadratic form (Bishop 2006, eq. 10.46 and 10.64):
+
+    ln rho_nk = a_k - 1/2 sum_d lambda_kd (y_nd - m_kd)^2        spherical, diag
+    ln rho_nk = a_k - 1/2 || R_k (y_n - m_k) ||^2                 tied, full;  R_k^T R_k = nu_k W_k
+    r_nk      = rho_nk / sum_j rho_nj
+
+with y_n = (x_n - shift) * scale, the frame in which a row x_n is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+CovarianceType = Literal["full", "tied", "diag", "spherical"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Say how a stored row becomes the row that the mixture sees: y = (x - shift) * scale.
+
+    `shift` is exactly representable in float32, so that the subtraction of two close float32 numbers is exact.
+
+    shift: (D,) float64, or None for zero.
+    scale: (D,) float64, positive, or None for one.
+    """
+
+    shift: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+
+    def read(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write the rows (N, D), as seen in this frame, into out (N, D), in out's dtype; return out."""
+        if self.shift is None and self.scale is None:
+            return out.copy_(rows)
+        wide = torch.promote_types(rows.dtype, out.dtype)  # float64 rows are moved before they are rounded
+        shifted = rows.to(wide)
+        if self.shift is not None:
+            shifted = shifted - self.shift.to(wide)
+        if self.scale is not None:
+            shifted = shifted * self.scale.to(wide)
+        return out.copy_(shifted)
+
+    def to(self, device: torch.device) -> Frame:
+        """Return this frame with its tensors on a device."""
+        return Frame(*(part if part is None else part.to(device) for part in (self.shift, self.scale)))
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Hold the E-step of one pass: ln rho as an offset and a quadratic form, in the frame's units.
+
+    offset: (K,) float64, a_k: expected log weight, half the expected log determinant and all constants.
+    means: (K, D) float64, m_k.
+    precision: float64; lambda (K,) for spherical, lambda (K, D) for diag, R (D, D) for tied, R (K, D, D) for full.
+    """
+
+    covariance_type: CovarianceType
+    offset: torch.Tensor
+    means: torch.Tensor
+    precision: torch.Tensor
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return self.means.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return self.means.shape[1]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Hold what one pass leaves of the rows; statistics of disjoint sets of rows add. All float64.
+
+    nk: (K,), sum_n w_n r_nk.
+    sx: (K, D), sum_n w_n r_nk (y_n - c_k).
+    sxx: sum_n w_n r_nk times (y_n - c_k)^2: its sum over d (K,) for spherical; (K, D) for diag; the outer product
+        (K, D, D) for full; None for tied, whose scatter does not depend on the responsibilities.
+    log_norm: (), sum_n w_n ln sum_k rho_nk.
+    entropy: (), - sum_nk w_n r_nk ln r_nk.
+
+    The reference point c_k is the frame's origin, except for full covariance, where it is the mean m_k of the
+    coefficients: rows are subtracted from it before they are multiplied, so the scatter of a tight component does not
+    cancel in float32 (`Statistics.about` is the origin or m_k, in the frame's units).
+    """
+
+    nk: torch.Tensor
+    sx: torch.Tensor
+    sxx: torch.Tensor | None
+    log_norm: torch.Tensor
+    entropy: torch.Tensor
+    about: torch.Tensor
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(
+            nk=self.nk + other.nk,
+            sx=self.sx + other.sx,
+            sxx=None if self.sxx is None or other.sxx is None else self.sxx + other.sxx,
+            log_norm=self.log_norm + other.log_norm,
+            entropy=self.entropy + other.entropy,
+            about=self.about,
+        )
