@@ -21,7 +21,8 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 UNUSED = (96, 96, 96)  # the colour of a component that no row is in
 LIGHTNESS = (38.0, 90.0)  # of colours in use: darker ones cannot be told apart, lighter ones are lost on white paper
 CHROMA = 72.0  # more is neon
-APART = 14.0  # CIEDE2000 between colours in use, where so many colours that far apart exist
+APART = 10.0  # CIEDE2000 between colours in use, where so many colours that far apart exist
+ROOM = 60.0  # two clusters are at least half of this apart in CIELAB, three a third: few have room to spare
 SWEEPS = 12
 
 Floats = npt.NDArray[np.float64]
@@ -92,14 +93,14 @@ def _standardise(means: Floats, share: Floats, variances: Floats) -> Floats:
 
 
 @functools.cache
-def _candidates() -> tuple[Bytes, Floats]:
-    """The colours to choose from, (M, 3) sRGB and their CIELAB: a grid of the sRGB cube without extremes."""
+def _candidates() -> tuple[Bytes, Floats, Floats]:
+    """The colours to choose from: (M, 3) sRGB, (M, 3) CIELAB and their distances (M, M) there."""
     steps = np.arange(0, 256, 15, dtype=np.uint8)
     rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = rgb2lab(rgb[None] / 255)[0]
     keep = (lab[:, 0] >= LIGHTNESS[0]) & (lab[:, 0] <= LIGHTNESS[1]) & (np.hypot(lab[:, 1], lab[:, 2]) <= CHROMA)
     keep &= _difference(lab, rgb2lab(np.array([[UNUSED]]) / 255)[0]) >= APART
-    return rgb[keep], lab[keep]
+    return rgb[keep], lab[keep], _distances(lab[keep], lab[keep])
 
 
 def _difference(a: Floats, b: Floats) -> Floats:
@@ -112,20 +113,21 @@ def _distances(a: Floats, b: Floats) -> Floats:
 
 def _colours(points: Floats, share: Floats) -> Bytes:
     """Colours (K, 3) of standardised means (K, D), the heaviest first."""
-    rgb, lab = _candidates()
+    rgb, lab, between = _candidates()
     count = len(points)
     rows, columns = np.triu_indices(count, 1)
     target = np.zeros((count, count))
     distances = np.linalg.norm(points[rows] - points[columns], axis=1)
     _, rank, ties = np.unique(distances.round(9), return_inverse=True, return_counts=True)
     quantile = ((np.cumsum(ties) - ties / 2) / max(len(rows), 1))[rank]
-    spread = _distances(lab[:: len(lab) // 200], lab[:: len(lab) // 200])
-    target[rows, columns] = np.quantile(spread[np.triu_indices(len(spread), 1)], quantile)
+    floor = ROOM / count
+    reach = between[::13, ::13]
+    target[rows, columns] = floor + (1 - floor / reach.max()) * np.quantile(reach[reach > 0], quantile)
     target += target.T
     matter = np.sqrt(share)
-    place = _scale(target, matter) + np.array([np.mean(LIGHTNESS), 0, 0])
-    apart = APART
-    while (taken := _snap(place, target, matter, lab, apart)) is None:
+    place = _turn(_scale(target, matter), matter, lab)
+    apart = APART + ROOM / 3 / count
+    while (taken := _snap(place, target, matter, lab, between, apart)) is None:
         apart *= 0.9
     return np.asarray(rgb[taken])
 
@@ -149,12 +151,33 @@ def _scale(target: Floats, matter: Floats) -> Floats:
         ratio = pair * np.divide(target, now, out=np.zeros_like(now), where=now > 0)
         place = inverse @ ((np.diag(ratio.sum(axis=1)) - ratio) @ place)
     place -= mass @ place
-    _, _, axes = np.linalg.svd(place * np.sqrt(mass)[:, None], full_matrices=False)
-    place = place @ axes.T if count > 2 else place
-    return place * np.where(place[0] < 0, -1, 1)  # the heaviest is the light and warm one
+    _, axes = np.linalg.eigh((place * mass[:, None]).T @ place)
+    place = place @ axes[:, ::-1]
+    return np.asarray(place * np.where(place[0] < 0, -1, 1))  # a mirror image is as good: the heaviest decides
 
 
-def _snap(place: Floats, target: Floats, matter: Floats, lab: Floats, apart: float) -> npt.NDArray[np.intp] | None:
+def _turn(place: Floats, matter: Floats, lab: Floats) -> Floats:
+    """Places (K, 3) in CIELAB, turned so that they stick out of the colours there are as little as can be."""
+    best, least = place, np.inf
+    for light in range(3):
+        for sign in (1, -1):
+            for angle in np.arange(24) * np.pi / 12:
+                a, b = place[:, light - 2], place[:, light - 1]
+                turned = (
+                    sign * place[:, light],
+                    a * np.cos(angle) - b * np.sin(angle),
+                    a * np.sin(angle) + b * np.cos(angle),
+                )
+                here = np.stack(turned, axis=1) + np.array([np.mean(LIGHTNESS), 0, 0])
+                out = float(matter @ (_distances(here, lab[::7]).min(axis=1) ** 2))
+                if out < least * (1 - 1e-6):
+                    best, least = here, out
+    return best
+
+
+def _snap(
+    place: Floats, target: Floats, matter: Floats, lab: Floats, between: Floats, apart: float
+) -> npt.NDArray[np.intp] | None:
     """The candidate of each place, at least `apart` from the others; None where they do not all find one."""
     count = len(place)
     taken = np.full(count, -1)
@@ -163,10 +186,9 @@ def _snap(place: Floats, target: Floats, matter: Floats, lab: Floats, apart: flo
         before = taken.copy()
         for k in range(count):
             cost = ((lab - place[k]) ** 2).sum(axis=1)
-            others = np.flatnonzero(taken >= 0)
-            others = others[others != k]
+            others = np.flatnonzero((taken >= 0) & (np.arange(count) != k))
             if sweep:
-                stress = (_distances(lab, lab[taken[others]]) - target[k, others]) ** 2
+                stress = (between[taken[others]].T - target[k, others]) ** 2
                 cost = stress @ matter[others] / max(matter[others].sum(), 1e-300) + 0.2 * cost
             cost[near[others].any(axis=0)] = np.inf
             best = int(np.argmin(cost))

@@ -140,7 +140,8 @@ def montage(
     cell = _cell(len(inputs), len(columns) + 1)
     sizes = [_inside(image, cell) for image in inputs]
     step = max(SMALLEST, *(width for width, _ in sizes)) + GUTTER
-    left = MARGIN + (NAMES + GUTTER if row_names is not None else 0)
+    labels = [_text(name, 14, NAMES, 3, INK) for name in row_names or ()]
+    left = MARGIN + (max(block.width for block in labels) + GUTTER if labels else 0)
     width = max(left + step * (len(columns) + 1) - GUTTER + MARGIN, 2 * MARGIN + 320)
 
     pieces: list[tuple[int, int, Image.Image]] = []  # left, top, what
@@ -166,10 +167,9 @@ def montage(
                 block = _text(head.notes[row], 14, step - GUTTER, 1, FAINT)
                 pieces.append((left + i * step, y + down + 2, block))
                 below = max(below, block.height + 2)
-        if row_names is not None:
-            block = _text(row_names[row], 14, NAMES, 3, INK)
-            pieces.append((MARGIN, y + max(0, (down - block.height) // 2), block))
-            below = max(below, block.height - down)
+        if labels:
+            pieces.append((MARGIN, y + max(0, (down - labels[row].height) // 2), labels[row]))
+            below = max(below, labels[row].height - down)
         y += down + below + GUTTER
     page = Image.new("RGB", (width, y - GUTTER + MARGIN), PAPER)
     for x, top, piece in pieces:
