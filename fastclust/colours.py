@@ -8,8 +8,9 @@ A palette is a map of the clusters into CIELAB (ISO/CIE 11664-4), where distance
    to all others;
 3. scaling to three dimensions (Torgerson 1952; then SMACOF, de Leeuw 1977) gives every cluster a place, the centre of
    mass on the grey axis, so that what covers most of the images is calm and what is rare is vivid;
-4. each cluster takes a colour of a fixed list, the heaviest first and then in turns, so as to keep to its targets and
-   to a CIEDE2000 distance (ISO/CIE 11664-6) from all others: in gamut and apart by construction.
+4. each cluster takes a colour of a fixed list, the heaviest first and then in turns, so as to keep to its targets, the
+   less vivid the more it covers, and at a CIEDE2000 distance (ISO/CIE 11664-6) from all others: in gamut and apart by
+   construction.
 """
 
 import functools
@@ -23,7 +24,8 @@ LIGHTNESS = (38.0, 90.0)  # of colours in use: darker ones cannot be told apart,
 CHROMA = 72.0  # more is neon
 APART = 10.0  # CIEDE2000 between colours in use, where so many colours that far apart exist
 ROOM = 60.0  # two clusters are at least half of this apart in CIELAB, three a third: few have room to spare
-SWEEPS = 12
+CALM = 1.0  # what a vivid colour costs, for a cluster that covers everything, against one that is misplaced
+SWEEPS = 6
 
 Floats = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
@@ -84,12 +86,14 @@ def _variances(covariances: npt.ArrayLike | None, k: int, d: int) -> Floats:
 
 def _standardise(means: Floats, share: Floats, variances: Floats) -> Floats:
     """Means about their centre in units of the features' deviation; a channel that is constant counts for nothing."""
-    centred = means - share @ means
-    largest = np.abs(centred).max(axis=0)
-    centred /= np.where(largest > 0, largest, 1)  # so that no square under- or overflows
-    variances = variances / np.where(largest > 0, largest, 1) ** 2
-    spread = np.sqrt(share @ (centred**2 + np.maximum(variances, 0)))
-    return np.divide(centred, spread, out=np.zeros_like(centred), where=(spread > 0) & (largest > 0))
+    centred = means - means[0]  # exactly zero where a channel is constant
+    centred -= share @ centred
+    largest = np.maximum(np.abs(centred).max(axis=0), np.sqrt(np.maximum(variances, 0).max(axis=0)))
+    varies = largest > 1e-12 * np.abs(means).max(axis=0)  # less is rounding
+    unit = np.where(varies, largest, 1)  # so that no square under- or overflows
+    centred, deviations = centred / unit, np.sqrt(np.maximum(variances, 0)) / unit
+    spread = np.sqrt(share @ (centred**2 + deviations**2))
+    return np.asarray(np.divide(centred, spread, out=np.zeros_like(centred), where=varies & (spread > 0)))
 
 
 @functools.cache
@@ -182,20 +186,24 @@ def _snap(
     count = len(place)
     taken = np.full(count, -1)
     near = np.zeros((count, len(lab)), dtype=bool)
+    reach = np.zeros((count, len(lab)))  # from the colour taken to every other
+    square = np.zeros((count, len(lab)))
     for sweep in range(SWEEPS):
         before = taken.copy()
         for k in range(count):
+            other = (taken >= 0) & (np.arange(count) != k)
             cost = ((lab - place[k]) ** 2).sum(axis=1)
-            others = np.flatnonzero((taken >= 0) & (np.arange(count) != k))
-            if sweep:
-                stress = (between[taken[others]].T - target[k, others]) ** 2
-                cost = stress @ matter[others] / max(matter[others].sum(), 1e-300) + 0.2 * cost
-            cost[near[others].any(axis=0)] = np.inf
+            if sweep and other.any():
+                weight = matter * other / matter[other].sum()
+                cost = weight @ square - 2 * (weight * target[k]) @ reach + 0.2 * cost  # stress, but for a constant
+            cost += CALM * matter[k] ** 2 * (lab[:, 1:] ** 2).sum(axis=1)
+            cost[near[other].any(axis=0)] = np.inf
             best = int(np.argmin(cost))
             if not np.isfinite(cost[best]):
                 return None
             if best != taken[k]:
                 taken[k] = best
+                reach[k], square[k] = between[best], between[best] ** 2
                 near[k] = _difference(lab, lab[best]) < apart
         if np.array_equal(before, taken):
             break

@@ -1,9 +1,12 @@
 """Clusters made visible: label images, and a montage of them beside their inputs."""
 
+import functools
+import math
 import os
 import re
 import unicodedata
 import uuid
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,18 +215,18 @@ def _inside(image: Bytes, cell: int) -> tuple[int, int]:
     return max(1, round(width * cell / longer)), max(1, round(height * cell / longer))
 
 
+@functools.cache
+def _font(size: int) -> Font:
+    return ImageFont.load_default(size=size)
+
+
 def _text(text: str, size: int, width: int, most: int, ink: str, paper: str = PAPER) -> Image.Image:
     """Text as an image no wider than `width`, in at most so many lines; on a coloured paper, a band of that width."""
-    font = ImageFont.load_default(size=size)
+    font = _font(size)
     pad = 0 if paper == PAPER else size // 2
-    text = _plain(text)
-    lines = _wrap(text, font, width - 2 * pad)
-    for keep in range(min(len(text), 400), 0, -1):
-        if len(lines) <= most:
-            break
-        lines = _wrap(f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}", font, width - 2 * pad)
     leading = round(size * 1.35)
-    if not text:
+    lines = _shorten(_plain(text), font, width - 2 * pad, most)
+    if lines == [""]:
         return Image.new("RGB", (1, 1), paper)
     wide = width if pad else min(width, int(max(font.getlength(line) for line in lines)) + 2)
     image = Image.new("RGB", (wide, len(lines) * leading + 2 * pad), paper)
@@ -235,14 +238,33 @@ def _text(text: str, size: int, width: int, most: int, ink: str, paper: str = PA
 
 def _plain(text: str) -> str:
     """One line of what the built-in font can draw: accents and controls dropped, the rest as "?"."""
+    text = text if len(text) <= 1000 else f"{text[:500]}…{text[-500:]}"
     kept = []
-    for char in unicodedata.normalize("NFKD", text[:4000]):
+    for char in unicodedata.normalize("NFKD", text):
         char = ASCII.get(char, char)
-        if char.isspace() or " " <= char <= "~" or char == "…":
+        if char.isspace() or " " <= char <= "~":
             kept.append(char)
         elif unicodedata.category(char)[0] not in "CM":
             kept.append("?")
     return " ".join("".join(kept).split())
+
+
+def _shorten(text: str, font: Font, width: int, most: int) -> list[str]:
+    """The lines of a text, without so much of its middle that they are no more than `most`."""
+
+    def lines(keep: int) -> list[str]:
+        cut = f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
+        return _wrap(cut if keep < len(text) else text, font, width)
+
+    keep = len(text)
+    if len(lines(keep)) > most:
+        keep = bisect(range(1, keep), most, key=lambda keep: len(lines(keep)))
+    return lines(keep)
+
+
+def _head(word: str, font: Font, width: int) -> int:
+    """How many characters of a word fit, but at least one."""
+    return 1 + bisect(range(2, len(word)), width, key=lambda end: math.ceil(font.getlength(word[:end])))
 
 
 def _wrap(text: str, font: Font, width: int) -> list[str]:
@@ -253,7 +275,7 @@ def _wrap(text: str, font: Font, width: int) -> list[str]:
             if lines[-1]:
                 lines.append("")
                 continue
-            head = max((i for i in range(1, len(word)) if font.getlength(word[:i]) <= width), default=1)
+            head = _head(word, font, width)
             lines[-1], word = word[:head], word[head:]
         lines[-1] += word
     return [line.rstrip() for line in lines]
