@@ -125,14 +125,15 @@ def _colours(points: Floats, share: Floats) -> Bytes:
     _, rank, ties = np.unique(distances.round(9), return_inverse=True, return_counts=True)
     quantile = ((np.cumsum(ties) - ties / 2) / max(len(rows), 1))[rank]
     floor = ROOM / count
-    reach = between[::13, ::13]
-    target[rows, columns] = floor + (1 - floor / reach.max()) * np.quantile(reach[reach > 0], quantile)
+    reach = np.sort(between[::13, ::13], axis=None)
+    even = np.linspace(0, 1, len(reach))
+    target[rows, columns] = floor + (1 - floor / reach[-1]) * np.interp(quantile, even, reach)
     target += target.T
-    matter = np.sqrt(share)
+    matter = np.maximum(np.sqrt(share), 0.02)  # a rarer one still wants its place, and the scaling its condition
     place = _turn(_scale(target, matter), matter, lab)
     apart = APART + ROOM / 3 / count
     while (taken := _snap(place, target, matter, lab, between, apart)) is None:
-        apart *= 0.9
+        apart = 0.9 * apart if apart > 1 else 0.0  # with 0, colours repeat: more components than colours
     return np.asarray(rgb[taken])
 
 
@@ -195,7 +196,8 @@ def _snap(
             cost = ((lab - place[k]) ** 2).sum(axis=1)
             if sweep and other.any():
                 weight = matter * other / matter[other].sum()
-                cost = weight @ square - 2 * (weight * target[k]) @ reach + 0.2 * cost  # stress, but for a constant
+                stress = np.einsum("k,km->m", weight, square) - 2 * np.einsum("k,km->m", weight * target[k], reach)
+                cost = stress + 0.2 * cost  # less the targets' own squares, the same for all colours
             cost += CALM * matter[k] ** 2 * (lab[:, 1:] ** 2).sum(axis=1)
             cost[near[other].any(axis=0)] = np.inf
             best = int(np.argmin(cost))

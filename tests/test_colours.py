@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from fastclust import colours as module
 from fastclust.colours import UNUSED, palette
 
 
@@ -67,6 +68,22 @@ def test_equal_means_still_get_colours_apart(shape: tuple[int, int]) -> None:
 def test_many_components_get_distinct_colours() -> None:
     colours = palette(relu_means(256, 16), np.arange(1, 257))
     assert len(np.unique(colours, axis=0)) == 256
+
+
+def test_more_components_than_colours_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rgb, lab, between = module._candidates()
+    few = slice(None, None, 100)
+    monkeypatch.setattr(module, "_candidates", lambda: (rgb[few], lab[few], between[few, few]))
+    assert len(rgb[few]) < 40
+    assert not (palette(relu_means(40, 8), np.ones(40)) == UNUSED).all(axis=1).any()
+
+
+@pytest.mark.parametrize("like", range(4))
+def test_a_component_that_hardly_matters_still_resembles_its_like(like: int) -> None:
+    means = np.array([[0.0, 0], [0, 5], [5, 0], [9, 9]])
+    colours = palette(np.vstack([means, means[like] + 0.5]), [1, 1, 1, 1, 1e-12])
+    apart = [differences(colours[[k, 4]])[0] for k in range(4)]
+    assert np.argmin(apart) == like
 
 
 @settings(max_examples=30, deadline=None)
