@@ -22,7 +22,16 @@ from torch import Tensor
 
 from fastclust.images import UNREADABLE, find_images, read_image, read_labels, safe_names
 from fastclust.networks import LayerInfo, Network, list_layers, list_models
-from fastclust.plan import check_options, check_same, make_transform, one_line, open_device, open_weights, plan_images
+from fastclust.plan import (
+    check_options,
+    check_same,
+    make_transform,
+    network_size,
+    one_line,
+    open_device,
+    open_weights,
+    plan_images,
+)
 from fastclust.store import DONE, LEFT_OUT, PENDING, ImageRecord, Store, open_store
 from fastclust.writer import StoreWriter, create_store
 
@@ -91,9 +100,9 @@ def extract(
     path = Path(out)
     check_options(path, layers, size, dtype, batch_size, resume, overwrite)
     found = find_images(images)
-    network = Network(model, layers, size if isinstance(size, int) else 224)
+    network = Network(model, layers, network_size(size))
     where = open_device(device)
-    state, source, weights_sha256 = open_weights(model, weights, seed)
+    state, source, weights_sha256 = open_weights(model, weights, seed, size)
     provenance = {
         "model": model,
         "weights": str(weights) if weights in ("pretrained", "random") else "file",

@@ -9,6 +9,7 @@ none follows, the weight layer itself. Weights inside an attention node are not 
 Several activations work in place. A layer's values are copied as they arise, before a later node can overwrite them.
 """
 
+import copy
 import difflib
 import math
 from collections.abc import Sequence
@@ -58,7 +59,9 @@ class Network:
         self._layouts = {name: graph.layouts[graph.nodes[node]] for name, node in self.nodes.items()}
         self._pruned = graph.prune(self.nodes)
         self._runner = fx.GraphModule(self._module, self._pruned).eval()
-        self.needed = list(self._runner.state_dict())
+        self._outline = copy.deepcopy(self._runner).to("meta")  # shapes alone, also once the weights are loaded
+        own = self._module.state_dict()
+        self.needed = [name for name in self._runner.state_dict() if name in own]
         self._shapes: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
 
     def shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
@@ -67,10 +70,9 @@ class Network:
         Raises ValueError with the network's own reason where it cannot take such an input.
         """
         if (height, width) not in self._shapes:
-            meta = self._runner if not self._is_loaded() else fx.GraphModule(build(self.model), self._pruned)
             try:
                 with torch.inference_mode():
-                    values = meta(torch.empty(BATCH, 3, height, width, device="meta"))
+                    values = self._outline(torch.empty(BATCH, 3, height, width, device="meta"))
             except (RuntimeError, ValueError, AssertionError) as error:
                 why = str(error).strip().split("\n")[0]
                 raise ValueError(f"{self.model} cannot take {height} x {width} pixels: {why}") from error
@@ -95,9 +97,6 @@ class Network:
         values: dict[str, Tensor] = self._runner(images)
         return values
 
-    def _is_loaded(self) -> bool:
-        return not any(value.is_meta for value in self._runner.state_dict().values())
-
 
 def list_models() -> list[str]:
     """Names of torchvision's classification models."""
@@ -108,7 +107,7 @@ def list_layers(model: str) -> list[LayerInfo]:
     """List every layer of a model that can be asked for, in order of execution, with shapes for 224 x 224 pixels."""
     module = build(model)
     graph = _Graph(module)
-    shapes = _ShapePass(fx.GraphModule(module, graph.graph)).shapes()
+    shapes = _ShapePass(fx.GraphModule(module, graph.graph).to("meta")).shapes()
     names: dict[str, list[str]] = {}
     for alias, node in graph.aliases(model).items():
         names.setdefault(node, []).append(alias)
@@ -124,34 +123,37 @@ def list_layers(model: str) -> list[LayerInfo]:
 
 
 def build(model: str, size: int = 224) -> nn.Module:
-    """Construct a model on the meta device, in the configuration of its published weights. Raises ValueError."""
+    """Construct a model with its parameters on the meta device, as its published weights want it. Raises ValueError."""
     known = list_models()
     if model not in known:
         near = difflib.get_close_matches(model.lower(), known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
         raise ValueError(f"torchvision has no classification model {model!r}: {hint}")
-    options: dict[str, Any] = {}
-    if model.startswith("vit_"):
-        options["image_size"] = size
-    if model == "maxvit_t":
-        options["input_size"] = (size, size)
-    if model in ("inception_v3", "googlenet"):
-        options.update(init_weights=False, transform_input=True)
     try:
         with _ParametersOnMeta():
-            module: nn.Module = models.get_model(model, weights=None, **options)
+            module: nn.Module = models.get_model(model, weights=None, **_options(model, size, initialise=False))
     except (ValueError, AssertionError) as error:
         raise ValueError(f"{model} cannot be built for {size} x {size} pixels: {error}") from error
-    return module.to("meta").eval()
+    return module.eval()
 
 
-def random_state(model: str, seed: int) -> dict[str, Tensor]:
+def random_state(model: str, seed: int, size: int = 224) -> dict[str, Tensor]:
     """Weights as torchvision initialises them after torch.manual_seed(seed); the global generator is left as it was."""
-    options = {"init_weights": True} if model in ("inception_v3", "googlenet") else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module: nn.Module = models.get_model(model, weights=None, **options)
+        module: nn.Module = models.get_model(model, weights=None, **_options(model, size, initialise=True))
     return dict(module.state_dict())
+
+
+def _options(model: str, size: int, initialise: bool) -> dict[str, Any]:
+    """What the constructors of some models must be told."""
+    if model.startswith("vit_"):
+        return {"image_size": size}
+    if model == "maxvit_t":
+        return {"input_size": (size, size)}
+    if model in ("inception_v3", "googlenet"):
+        return {"init_weights": initialise, "transform_input": True}
+    return {}
 
 
 class _ParametersOnMeta(TorchFunctionMode):
@@ -175,6 +177,7 @@ class _Graph:
         tracer = NodePathTracer(
             autowrap_modules=(math, torchvision.ops), leaf_modules=[torchvision.ops.StochasticDepth]
         )
+        # What tracing computes from buffers becomes a constant: the buffers must not be on the meta device.
         self.graph: fx.Graph = tracer.trace(module)
         self.nodes: dict[str, fx.Node] = {name: node for node, name in tracer.node_to_qualname.items()}
         self.root = module

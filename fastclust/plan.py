@@ -51,10 +51,15 @@ def open_device(name: str) -> torch.device:
     return device
 
 
-def open_weights(model: str, weights: str | Path, seed: int) -> tuple[dict[str, Tensor], str, str]:
+def network_size(size: int | str) -> int:
+    """The input that a network of fixed input size is built for: 224 where images keep their own sizes."""
+    return size if isinstance(size, int) else 224
+
+
+def open_weights(model: str, weights: str | Path, seed: int, size: int | str) -> tuple[dict[str, Tensor], str, str]:
     """The state dict, where it came from, and its file's SHA-256 ("" where random)."""
     if weights == "random":
-        return random_state(model, seed), f"random (seed {seed})", ""
+        return random_state(model, seed, network_size(size)), f"random (seed {seed})", ""
     if weights == "pretrained":
         file, name = pretrained_file(model)
         return read_weights(file), name, file_sha256(file)
