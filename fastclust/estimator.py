@@ -94,10 +94,11 @@ class DPGMM(DensityMixin, BaseEstimator):  # type: ignore[misc]
     weight_concentration_prior_, mean_precision_prior_, mean_prior_, degrees_of_freedom_prior_, covariance_prior_
     lower_bound_ : float, scikit-learn's lower bound divided by the number of rows; lower_bounds_ : list, one a pass
     n_iter_ : int; converged_ : bool; n_features_in_ : int
-    n_active_ : int, components that are the most probable one of at least one row
+    counts_ : (n_components,) int64, rows of the fit that each component is the most probable one of
+    n_active_ : int, components that win at least one row
     feature_offset_, feature_scale_ : float, mapped = (row - feature_offset_) * feature_scale_
     backend_, device_ : str, what computed
-    All arrays are NumPy float64.
+    All arrays but counts_ are NumPy float64.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -304,7 +305,8 @@ class DPGMM(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self._set_posterior(best, rows, prior)
         self.backend_, self.device_ = name, str(blocks.device)
         labels = torch.cat([part for part, _ in self._assigned(rows, best.posterior)])
-        self.n_active_ = len(torch.unique(labels))
+        self.counts_ = _numpy(torch.bincount(labels, minlength=self.n_components))
+        self.n_active_ = int((self.counts_ > 0).sum())
         return labels.long()
 
     def _open(self, X: Any) -> tuple[Blocks, kernels.Backend, str]:

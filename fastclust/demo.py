@@ -1,0 +1,25 @@
+"""The sample photographs of the demo, from inside the scikit-learn and scikit-image packages."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+MODEL = "vgg16"
+LAYERS = ("relu1_2", "relu2_2", "relu4_3")
+SAMPLES = {
+    "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
+    "skimage.data": ("ihc.png", "astronaut.png", "coffee.png", "chelsea.png"),
+}
+
+
+def sample_images() -> list[Path]:
+    """Return the sample photographs: two of scikit-learn's, four of scikit-image's; ihc.png is stained tissue.
+
+    Raises FileNotFoundError where a package came without them.
+    """
+    found = [Path(str(files(package) / name)) for package, names in SAMPLES.items() for name in names]
+    missing = [path.name for path in found if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"scikit-learn or scikit-image came without {', '.join(missing)}: name photographs")
+    return found

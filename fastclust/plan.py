@@ -1,0 +1,129 @@
+"""What an extraction will do, checked before it does any of it: options, device, weights, transform, images, shapes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import models
+
+from fastclust.images import UNREADABLE, image_size
+from fastclust.networks import Network, random_state
+from fastclust.store import LEFT_OUT, PENDING, ImageRecord, LayerRecord, Store
+from fastclust.weights import file_sha256, pretrained_file, read_weights
+
+# What two extractions must share for one to continue the other.
+IDENTITY = ("model", "weights", "weights_sha256", "seed", "layers", "size", "transform", "dtype", "batch_size")
+
+
+def check_options(
+    path: Path, layers: Sequence[str], size: int | str, dtype: str, batch_size: int, resume: bool, overwrite: bool
+) -> None:
+    if resume and overwrite:
+        raise ValueError("--resume continues a store, --overwrite replaces it: give one of them")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    if path.exists() and not (resume or overwrite):
+        raise FileExistsError(f"{path} exists: --resume continues it, --overwrite replaces it; or name another file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not a folder: create it first")
+    if isinstance(layers, str) or not layers:
+        raise ValueError(f"expected a list of at least one layer, got {layers!r}")
+    if size != "full" and not (isinstance(size, int) and size >= 1):
+        raise ValueError(f"size {size!r}: expected a number of pixels, or full")
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype {dtype!r}: expected float16 or float32")
+    if batch_size < 1:
+        raise ValueError(f"batch size {batch_size}: expected at least 1")
+
+
+def open_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise ValueError(f"device {name!r} cannot be used here ({why}): expected auto, cpu or cuda") from error
+    return device
+
+
+def network_size(size: int | str) -> int:
+    """The input that a network of fixed input size is built for: 224 where images keep their own sizes."""
+    return size if isinstance(size, int) else 224
+
+
+def open_weights(model: str, weights: str | Path, seed: int, size: int | str) -> tuple[dict[str, Tensor], str, str]:
+    """The state dict, where it came from, and its file's SHA-256 ("" where random)."""
+    if weights == "random":
+        return random_state(model, seed, network_size(size)), f"random (seed {seed})", ""
+    if weights == "pretrained":
+        file, name = pretrained_file(model)
+        return read_weights(file), name, file_sha256(file)
+    state = read_weights(weights)
+    return state, str(weights), file_sha256(weights)
+
+
+def make_transform(model: str, size: int | str) -> dict[str, Any]:
+    """The default weights' own transform, its resizing in proportion to another crop."""
+    own = models.get_model_weights(model).DEFAULT.transforms()
+    full = not isinstance(size, int)
+    return {
+        "resize": None if full else round(size * own.resize_size[0] / own.crop_size[0]),
+        "crop": None if full else size,
+        "interpolation": own.interpolation.value,
+        "antialias": own.antialias,
+        "mean": list(own.mean),
+        "std": list(own.std),
+    }
+
+
+def plan_images(
+    records: list[ImageRecord], network: Network, size: int | str
+) -> tuple[list[ImageRecord], list[LayerRecord]]:
+    """Read each image's size and work out its shape at every layer. Raises ValueError where no image can be used."""
+    if isinstance(size, int):
+        network.shapes(size, size)
+    planned, shapes = [], []
+    for record in records:
+        own = inside = (0, 0)
+        state, reason, shape = PENDING, "", dict[str, tuple[int, ...]]()
+        try:
+            own = image_size(record.path)
+            inside = (size, size) if isinstance(size, int) else own
+            shape = network.shapes(*inside)
+        except UNREADABLE as error:
+            state, reason, inside = LEFT_OUT, one_line(error, record.path), (0, 0)
+        shapes.append(shape)
+        planned.append(ImageRecord(record.path, record.name, record.label, record.group, own, inside, state, reason))
+    usable = next((shape for shape in shapes if shape), None)
+    if usable is None:
+        raise ValueError(f"none of the {len(records)} images can be used; {planned[0].path}: {planned[0].reason}")
+    layers = []
+    for name, known in usable.items():
+        kind = "conv" if len(known) == 3 else "dense"
+        sides = [(shape[name][:2] if kind == "conv" else (1, 1)) if shape else (0, 0) for shape in shapes]
+        layers.append(LayerRecord(name, network.nodes[name], kind, known[-1], np.array(sides, dtype=np.int64)))
+    return planned, layers
+
+
+def check_same(store: Store, provenance: dict[str, Any], records: list[ImageRecord]) -> None:
+    for key in IDENTITY:
+        if store.provenance.get(key) != provenance[key]:
+            raise ValueError(
+                f"{store.path} cannot be resumed: its {key} is {store.provenance.get(key)!r}, now {provenance[key]!r}; "
+                "ask for the same, or start anew with --overwrite"
+            )
+    before = [(image.path, image.name, image.label, image.group) for image in store.images]
+    now = [(image.path, image.name, image.label, image.group) for image in records]
+    if before != now:
+        other = next((pair for pair in zip(before, now, strict=False) if pair[0] != pair[1]), None)
+        what = f"{other[0]} is now {other[1]}" if other else f"{len(before)} images are now {len(now)}"
+        raise ValueError(f"{store.path} cannot be resumed: its images or labels differ: {what}")
+
+
+def one_line(error: BaseException, path: str) -> str:
+    return str(error).replace(f"'{path}'", "it").strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,218 @@
+"""The HDF5 feature store: its layout, and reading it.
+
+    /                       attributes format, format_version, dtype
+    provenance              attributes: model, weights, transform, versions ...; names that end in .json hold JSON text
+    images/path, name, label, group, reason      (n_images,) fixed-length UTF-8
+    images/size, input_size                      (n_images, 2) int64, (height, width), 0 where unknown
+    images/state                                 (n_images,) uint8: PENDING, DONE, LEFT_OUT
+    layers/NAME             attributes node, kind
+    layers/NAME/rows                             (total_rows, n_features) float16 or float32
+    layers/NAME/shapes, starts                   (n_images, 2), (n_images + 1,) int64
+
+Every dataset is contiguous and allocated at its final size when the file is made (libver="earliest"), under a temporary
+name that a rename removes. HDF5 never opens it for writing again: rows, flags and reasons are plain writes at the
+datasets' offsets. So no kill leaves half-written metadata, readers need no lock, and rows can be mapped into memory.
+"""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "fastclust.features"
+VERSION = 1
+PENDING, DONE, LEFT_OUT = 0, 1, 2
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a store. Sizes are (height, width) in pixels, (0, 0) where unknown."""
+
+    path: str
+    name: str
+    label: str
+    group: str
+    size: tuple[int, int]
+    input_size: tuple[int, int]
+    state: int = PENDING  # or DONE, LEFT_OUT
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer of a store. Shapes are each image's (height, width) there: (1, 1) where dense, (0, 0) with no rows."""
+
+    name: str
+    node: str
+    kind: str  # "conv" or "dense"
+    n_features: int
+    shapes: NDArray[np.int64]  # (n_images, 2)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """First row of each image, then the number of rows: (n_images + 1,) int64."""
+        return np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1, dtype=np.int64))]).astype(np.int64)
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.starts[-1])
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store as it was when it was opened; the rows are mapped, so they cost no memory until they are read."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    provenance: dict[str, Any]
+    images: list[ImageRecord]
+    layers: dict[str, LayerRecord]
+    _maps: dict[str, NDArray[Any]]
+    _offsets: dict[str, int]
+
+    @cached_property
+    def finished(self) -> NDArray[np.int64]:
+        """Indices of the images that are done, ascending."""
+        return np.flatnonzero([image.state == DONE for image in self.images]).astype(np.int64)
+
+    def layer(self, name: str) -> LayerRecord:
+        """Return a layer's record. Raises ValueError with the nearest names where there is none."""
+        if name not in self.layers:
+            near = difflib.get_close_matches(name, self.layers, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ValueError(f"{self.path} has no layer {name!r}: {hint}it has {', '.join(self.layers)}")
+        return self.layers[name]
+
+    def rows(self, layer: str) -> list[NDArray[Any]]:
+        """Return the finished rows, in file order: read-only (n_i, D), one for each unbroken run of finished images."""
+        record = self.layer(layer)
+        runs: list[list[int]] = []
+        for index in self.finished:
+            start, stop = int(record.starts[index]), int(record.starts[index + 1])
+            if runs and runs[-1][1] == start:
+                runs[-1][1] = stop
+            else:
+                runs.append([start, stop])
+        return [self._maps[layer][start:stop] for start, stop in runs]
+
+    def image_rows(self, layer: str, index: int) -> NDArray[Any]:
+        """Return one image's features, read-only (h, w, D). Raises ValueError where that image is not done."""
+        record, image = self.layer(layer), self.images[index]
+        if image.state != DONE:
+            what = (
+                f"was left out: {image.reason}" if image.state == LEFT_OUT else "is not extracted yet: --resume goes on"
+            )
+            raise ValueError(f"{self.path}: image {image.path} {what}")
+        height, width = record.shapes[index]
+        rows = self._maps[layer][record.starts[index] : record.starts[index + 1]]
+        return rows.reshape(height, width, record.n_features)
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store for reading, also while another process writes to it.
+
+    Raises FileNotFoundError, IsADirectoryError, or ValueError where the file is not a store, is another kind of
+    fastclust file, of a newer format version, cut short, or damaged.
+    """
+    path = existing_file(path)
+    with path.open("rb") as file:
+        if file.read(len(SIGNATURE)) != SIGNATURE:
+            raise ValueError(f"{path} is not an HDF5 file: expected a feature store, as `fastclust extract` writes")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return _read(path, file)
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: a part of a feature store is missing ({error.args[0]})") from error
+    except OSError as error:
+        found = re.search(r"stored_eof = (\d+)", str(error))
+        if found:
+            raise _cut_short(path, int(found[1])) from error
+        raise ValueError(f"{path} is damaged: HDF5 cannot read it ({error})") from error
+
+
+def _read(path: Path, file: Any) -> Store:
+    kind = file.attrs.get("format")
+    if kind != FORMAT:
+        ours = isinstance(kind, str) and kind.startswith("fastclust.")
+        what = f"is a {kind} file" if ours else "is an HDF5 file, but not one of fastclust's"
+        raise ValueError(f"{path} {what}: expected a feature store ({FORMAT}), as `fastclust extract` writes")
+    version = int(file.attrs["format_version"])
+    if version > VERSION:
+        raise ValueError(f"{path} has format version {version}, this fastclust reads up to {VERSION}: update fastclust")
+    datasets = {"images/state": file["images/state"], "images/reason": file["images/reason"]}
+    datasets |= {f"layers/{name}/rows": file[f"layers/{name}/rows"] for name in file["layers"]}
+    offsets = {name: dataset.id.get_offset() for name, dataset in datasets.items()}
+    if None in offsets.values():
+        raise ValueError(f"{path} is damaged: its datasets are not contiguous; was it rewritten by another tool?")
+    needed = max(offsets[name] + dataset.nbytes for name, dataset in datasets.items())
+    if path.stat().st_size < needed:
+        raise _cut_short(path, needed)
+    images = _read_images(file["images"])
+    layers, maps = {}, {}
+    for name, group in file["layers"].items():
+        n_features = group["rows"].shape[1]
+        layer = LayerRecord(name, str(group.attrs["node"]), str(group.attrs["kind"]), n_features, group["shapes"][:])
+        layers[name] = layer
+        starts = group["starts"][:]
+        if (
+            not np.array_equal(layer.starts, starts)
+            or len(starts) != len(images) + 1
+            or starts[-1] != len(group["rows"])
+        ):
+            raise ValueError(f"{path} is damaged: the table of layer {name} does not fit its rows")
+        mapped = np.memmap(path, group["rows"].dtype, "r", offsets[f"layers/{name}/rows"], group["rows"].shape)
+        maps[name] = mapped.view(np.ndarray)
+    order = json.loads(file["provenance"].attrs.get("layers.json", "[]"))
+    layers = {name: layers[name] for name in sorted(layers, key=lambda name: (*order, name).index(name))}
+    provenance = {key.removesuffix(".json"): _value(key, value) for key, value in file["provenance"].attrs.items()}
+    return Store(path, np.dtype(file.attrs["dtype"]), provenance, images, layers, maps, offsets)
+
+
+def _value(key: str, attribute: Any) -> Any:
+    if key.endswith(".json"):
+        return json.loads(attribute)
+    return attribute.item() if isinstance(attribute, np.generic) else attribute
+
+
+def _read_images(table: Any) -> list[ImageRecord]:
+    texts = {
+        column: [text.decode("utf-8", "surrogateescape") for text in table[column][:]]
+        for column in ("path", "name", "label", "group", "reason")
+    }
+    sizes = {column: [(int(h), int(w)) for h, w in table[column][:]] for column in ("size", "input_size")}
+    return [
+        ImageRecord(path, name, label, group, size, input_size, int(state), reason)
+        for path, name, label, group, size, input_size, state, reason in zip(
+            texts["path"],
+            texts["name"],
+            texts["label"],
+            texts["group"],
+            sizes["size"],
+            sizes["input_size"],
+            table["state"][:],
+            texts["reason"],
+            strict=True,
+        )
+    ]
+
+
+def existing_file(path: str | Path) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: expected a feature store, as `fastclust extract` writes")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: expected a feature store, as `fastclust extract` writes")
+    return path
+
+
+def _cut_short(path: Path, needed: int) -> ValueError:
+    size = path.stat().st_size
+    return ValueError(f"{path} is cut short: it needs {needed} bytes and has {size}; copy it again, or extract anew")
