@@ -23,3 +23,8 @@ def sample_images() -> list[Path]:
     if missing:
         raise FileNotFoundError(f"scikit-learn or scikit-image came without {', '.join(missing)}: name photographs")
     return found
+
+
+def default_layers(model: str) -> list[str]:
+    """Return the layers of the demo: three depths, by name for VGG, by the number of the weight layer for others."""
+    return list(LAYERS) if model.startswith("vgg1") else ["2", "4", "8"]

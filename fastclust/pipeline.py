@@ -202,11 +202,11 @@ def run(
     labelled, per_layer, seconds = [], {}, {"extract": report.seconds["total"]}
     for layer in layers:
         folder = out / layer
-        folder.mkdir(exist_ok=True)
-        for stale in ("labels", "enlarged"):
-            shutil.rmtree(folder / stale, ignore_errors=True)
         model, fitting = fit_layer(store, layer, mixture, progress)
+        folder.mkdir(exist_ok=True)
         model.save(folder / "model.h5")
+        for stale in ("labels", "enlarged"):  # of an earlier run, of other images maybe
+            shutil.rmtree(folder / stale, ignore_errors=True)
         labels = label_layer(store, layer, model, folder, progress)
         labelled.append(labels)
         per_layer[layer] = {**_layer_summary(labels), "seconds": {"fit": fitting, "label": labels.seconds}}

@@ -1,0 +1,5 @@
+"""Run the command line: python -m fastclust."""
+
+from fastclust.cli import main
+
+main()

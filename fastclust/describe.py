@@ -1,0 +1,80 @@
+"""What a file of ours holds, in lines for a person."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+
+from fastclust import model_file, store
+from fastclust.estimator import load
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Describe a store, a model, a summary.json, or a run's folder.
+
+    Raises FileNotFoundError, and ValueError for a file that is none of these, is newer, or is cut short.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    if path.is_dir():
+        if not (path / "summary.json").is_file():
+            raise ValueError(f"{path} is a folder without a summary.json: expected a file, or the folder of a run")
+        path = path / "summary.json"
+    if path.suffix == ".json":
+        yield from _summary(path)
+    elif _format(path) == model_file.FORMAT:
+        yield from _model(path)
+    else:
+        yield from _store(path)
+
+
+def _format(path: Path) -> str | None:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return str(file.attrs.get("format"))
+    except OSError:
+        return None  # reading it as a store says what is wrong with it
+
+
+def _store(path: Path) -> Iterator[str]:
+    found = store.open_store(path)
+    about = found.provenance
+    yield f"{path}: features, {found.dtype}, {path.stat().st_size / 1e6:.1f} MB"
+    yield f"model     {about['model']}, weights {about['weights']} ({about['weights_source']}), seed {about['seed']}"
+    yield f"size      {about['size']}"
+    states = Counter(image.state for image in found.images)
+    done, left, total = states[store.DONE], states[store.LEFT_OUT], len(found.images)
+    yield f"images    {total}: {done} done, {states[store.PENDING]} pending, {left} left out"
+    for layer in found.layers.values():
+        yield f"layer     {layer.name} ({layer.node}), {layer.kind}: {layer.n_rows} rows of {layer.n_features}"
+    for image in found.images:
+        if image.state == store.LEFT_OUT:
+            yield f"left out  {image.path}: {image.reason}"
+
+
+def _model(path: Path) -> Iterator[str]:
+    model = load(path)
+    yield f"{path}: a mixture"
+    rows = int(model.counts_.sum())
+    yield f"rows      {rows} of {model.n_features_in_} features, (x - {model.feature_offset_:g}) * {model.feature_scale_:g}"
+    yield f"clusters  {model.n_active_} in use of {model.n_components}, {model.covariance_type} covariance"
+    state = "converged" if model.converged_ else "not converged"
+    yield f"fit       {model.n_iter_} passes, {state}, lower bound {model.lower_bound_:.6f} nats a row"
+    yield f"computed  by {model.backend_} on {model.device_}, {model.dtype}, seed {model.random_state}"
+    for k in sorted(range(model.n_components), key=lambda k: -model.counts_[k])[: model.n_active_]:
+        yield f"cluster   {k:>4}  {model.counts_[k] / rows:8.4%} of the rows, weight {model.weights_[k]:.5f}"
+
+
+def _summary(path: Path) -> Iterator[str]:
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        yield f"{path}: a run of {summary['model']}, weights {summary['weights']}, {summary['images']} images"
+        for name, layer in summary["layers"].items():
+            yield f"layer     {name}: {layer['rows']} rows, {layer['clusters_in_use']} clusters in use"
+        yield f"seconds   {', '.join(f'{step} {seconds:.1f}' for step, seconds in summary['seconds'].items())}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a summary that `fastclust run` wrote ({error!r})") from None
