@@ -1,6 +1,9 @@
 """A colour for each cluster: like colours for clusters that are alike, and none that cannot be told from another.
 
-A palette is a map of the clusters into CIELAB (ISO/CIE 11664-4), where distance is roughly difference as perceived:
+A palette is a map of the clusters into DIN99 (DIN 6176:2001), CIELAB (ISO/CIE 11664-4) curved so that distance is
+roughly difference as perceived. Rank correlation of CIEDE2000 between colours with distance between clusters, on
+relu1_2, relu2_2 and conv3_1 of VGG-19 (50, 43 and 8 in use): 0.67, 0.73, 0.80, and 0.65, 0.67, 0.85 with the map made
+in CIELAB itself; on twenty points in three dimensions, the mean of six draws: 0.90, and 0.85.
 
 1. clusters in use are compared by their means, each channel divided by the spread of the features in it;
 2. those distances become targets by rank: the r-th smallest gets the r-th quantile of the distances between colours.
@@ -23,8 +26,8 @@ UNUSED = (96, 96, 96)  # the colour of a component that no row is in
 LIGHTNESS = (38.0, 90.0)  # of colours in use: darker ones cannot be told apart, lighter ones are lost on white paper
 CHROMA = 72.0  # more is neon
 APART = 10.0  # CIEDE2000 between colours in use, where so many colours that far apart exist
-ROOM = 60.0  # two clusters are at least half of this apart in CIELAB, three a third: few have room to spare
-CALM = 1.0  # what a vivid colour costs, for a cluster that covers everything, against one that is misplaced
+ROOM = 60.0  # two clusters are at least half of this apart in DIN99, three a third: few have room to spare
+CALM = 2.0  # what a vivid colour costs, for a cluster that covers everything, against one that is misplaced
 SWEEPS = 6
 
 Floats = npt.NDArray[np.float64]
@@ -97,14 +100,25 @@ def _standardise(means: Floats, share: Floats, variances: Floats) -> Floats:
 
 
 @functools.cache
-def _candidates() -> tuple[Bytes, Floats, Floats]:
-    """The colours to choose from: (M, 3) sRGB, (M, 3) CIELAB and their distances (M, M) there."""
+def _candidates() -> tuple[Bytes, Floats, Floats, Floats]:
+    """The colours to choose from: sRGB, CIELAB and DIN99, (M, 3) each, and their distances (M, M) in the last."""
     steps = np.arange(0, 256, 15, dtype=np.uint8)
     rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = rgb2lab(rgb[None] / 255)[0]
     keep = (lab[:, 0] >= LIGHTNESS[0]) & (lab[:, 0] <= LIGHTNESS[1]) & (np.hypot(lab[:, 1], lab[:, 2]) <= CHROMA)
     keep &= _difference(lab, rgb2lab(np.array([[UNUSED]]) / 255)[0]) >= APART
-    return rgb[keep], lab[keep], _distances(lab[keep], lab[keep])
+    place = _din99(lab[keep])
+    return rgb[keep], lab[keep], place, _distances(place, place)
+
+
+def _din99(lab: Floats) -> Floats:
+    """CIELAB to DIN99 (DIN 6176:2001), centred in lightness."""
+    turn = np.deg2rad(16)
+    e = lab[:, 1] * np.cos(turn) + lab[:, 2] * np.sin(turn)
+    f = 0.7 * (lab[:, 2] * np.cos(turn) - lab[:, 1] * np.sin(turn))
+    chroma = np.hypot(e, f)
+    shrink = np.divide(np.log1p(0.045 * chroma), 0.045 * chroma, out=np.ones_like(chroma), where=chroma > 0)
+    return np.stack([105.51 * np.log1p(0.0158 * lab[:, 0]), e * shrink, f * shrink], axis=1)
 
 
 def _difference(a: Floats, b: Floats) -> Floats:
@@ -117,7 +131,7 @@ def _distances(a: Floats, b: Floats) -> Floats:
 
 def _colours(points: Floats, share: Floats) -> Bytes:
     """Colours (K, 3) of standardised means (K, D), the heaviest first."""
-    rgb, lab, between = _candidates()
+    rgb, lab, places, between = _candidates()
     count = len(points)
     rows, columns = np.triu_indices(count, 1)
     target = np.zeros((count, count))
@@ -130,9 +144,9 @@ def _colours(points: Floats, share: Floats) -> Bytes:
     target[rows, columns] = floor + (1 - floor / reach[-1]) * np.interp(quantile, even, reach)
     target += target.T
     matter = np.maximum(np.sqrt(share), 0.02)  # a rarer one still wants its place, and the scaling its condition
-    place = _turn(_scale(target, matter), matter, lab)
+    place = _turn(_scale(target, matter), matter, places)
     apart = APART + ROOM / 3 / count
-    while (taken := _snap(place, target, matter, lab, between, apart)) is None:
+    while (taken := _snap(place, target, matter, lab, places, between, apart)) is None:
         apart = 0.9 * apart if apart > 1 else 0.0  # with 0, colours repeat: more components than colours
     return np.asarray(rgb[taken])
 
@@ -161,9 +175,9 @@ def _scale(target: Floats, matter: Floats) -> Floats:
     return np.asarray(place * np.where(place[0] < 0, -1, 1))  # a mirror image is as good: the heaviest decides
 
 
-def _turn(place: Floats, matter: Floats, lab: Floats) -> Floats:
+def _turn(place: Floats, matter: Floats, places: Floats) -> Floats:
     """Places (K, 3) in CIELAB, turned so that they stick out of the colours there are as little as can be."""
-    best, least = place, np.inf
+    best, least, middle = place, np.inf, (places[:, 0].min() + places[:, 0].max()) / 2
     for light in range(3):
         for sign in (1, -1):
             for angle in np.arange(24) * np.pi / 12:
@@ -173,15 +187,15 @@ def _turn(place: Floats, matter: Floats, lab: Floats) -> Floats:
                     a * np.cos(angle) - b * np.sin(angle),
                     a * np.sin(angle) + b * np.cos(angle),
                 )
-                here = np.stack(turned, axis=1) + np.array([np.mean(LIGHTNESS), 0, 0])
-                out = float(matter @ (_distances(here, lab[::7]).min(axis=1) ** 2))
+                here = np.stack(turned, axis=1) + np.array([middle, 0, 0])
+                out = float(matter @ (_distances(here, places[::7]).min(axis=1) ** 2))
                 if out < least * (1 - 1e-6):
                     best, least = here, out
     return best
 
 
 def _snap(
-    place: Floats, target: Floats, matter: Floats, lab: Floats, between: Floats, apart: float
+    place: Floats, target: Floats, matter: Floats, lab: Floats, places: Floats, between: Floats, apart: float
 ) -> npt.NDArray[np.intp] | None:
     """The candidate of each place, at least `apart` from the others; None where they do not all find one."""
     count = len(place)
@@ -193,12 +207,12 @@ def _snap(
         before = taken.copy()
         for k in range(count):
             other = (taken >= 0) & (np.arange(count) != k)
-            cost = ((lab - place[k]) ** 2).sum(axis=1)
+            cost = ((places - place[k]) ** 2).sum(axis=1)
             if sweep and other.any():
                 weight = matter * other / matter[other].sum()
                 stress = np.einsum("k,km->m", weight, square) - 2 * np.einsum("k,km->m", weight * target[k], reach)
                 cost = stress + 0.2 * cost  # less the targets' own squares, the same for all colours
-            cost += CALM * matter[k] ** 2 * (lab[:, 1:] ** 2).sum(axis=1)
+            cost += CALM * matter[k] ** 2 * (places[:, 1:] ** 2).sum(axis=1)
             cost[near[other].any(axis=0)] = np.inf
             best = int(np.argmin(cost))
             if not np.isfinite(cost[best]):
