@@ -11,12 +11,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -30,13 +29,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+# Whether click is a package of its own or a part of Typer depends on the version of Typer.
+USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 out_console, err_console = (
     Console(soft_wrap=True, highlight=False),
     Console(stderr=True, soft_wrap=True, highlight=False),
 )
 
 
-class Covariance(str, Enum):
+class Covariance(StrEnum):
     """Covariance types."""
 
     full = "full"
@@ -45,7 +46,7 @@ class Covariance(str, Enum):
     spherical = "spherical"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Dtypes of a store."""
 
     float16 = "float16"
@@ -311,24 +312,26 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line and exit."""
     logging.basicConfig(level=logging.WARNING, format="fastclust: %(message)s")
+    status = 0
     try:
-        status = app(standalone_mode=False)
-    except click.exceptions.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        err_console.print("stopped; what was done is kept: the same command with --resume goes on", markup=False)
-        sys.exit(130)
+        status = app(standalone_mode=False) or 0
+    except USAGE_ERROR as error:
+        error.show()  # type: ignore[attr-defined]
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        status = 1
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get("FASTCLUST_TRACEBACK"):
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = _printable(" ".join(str(error).split())) or type(error).__name__
         err_console.print(f"fastclust: {text}", markup=False)
-        sys.exit(1)
-    sys.exit(status if isinstance(status, int) else 0)
+        status = 1
+    if status == 130:
+        err_console.print("stopped; finished images are kept: `extract` and `run` go on with --resume", markup=False)
+    sys.exit(status)
 
 
 def _run(

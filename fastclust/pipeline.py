@@ -127,7 +127,7 @@ def label_layer(store: Store, layer: str, model: DPGMM, out: Path, progress: Pro
 
 
 def draw_montage(store: Store, layers: Sequence[Labels], path: Path) -> None:
-    """Write the montage: inputs in the first column, a column a layer, clusters in use above it and below each image."""
+    """Write the montage: inputs first, then a column a layer, clusters in use above it and below each image."""
     shown = _even(len(store.finished), MONTAGE_IMAGES)
     records = [store.images[store.finished[place]] for place in shown]
     columns = [
