@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # Whether click is a package of its own or a part of Typer depends on the version of Typer.
-USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 out_console, err_console = (
     Console(soft_wrap=True, highlight=False),
     Console(stderr=True, soft_wrap=True, highlight=False),
@@ -315,15 +315,17 @@ def main() -> None:
     status = 0
     try:
         status = app(standalone_mode=False) or 0
-    except USAGE_ERROR as error:
-        error.show()  # type: ignore[attr-defined]
-        status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
+        if isinstance(error, USAGE_ERROR):
+            error.show()
+            sys.exit(2)
+        if not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)):
+            raise
         if os.environ.get("FASTCLUST_TRACEBACK"):
             raise
         text = _printable(" ".join(str(error).split())) or type(error).__name__

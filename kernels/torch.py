@@ -12,7 +12,7 @@ float64, both products; on post-ReLU features, whose tight channels are tight ar
 covariance subtracts the mean before it multiplies and needs no such care.
 
 The log responsibilities are clamped at FLOOR below the row's largest, for denormal numbers cost more than half of a
-pass; a responsibility of e^-60 moves no statistic by as much as scikit-learn's own 10 eps does.
+pass; a responsibility of e^-40 weighs less than 1e-8 of a row, summed over a billion rows.
 
 On the CPU each thread works through tiles of its own with one-threaded operations: forking and joining inside every
 operation on a tile of a megabyte costs about a fifth of the pass.
@@ -20,6 +20,7 @@ operation on a tile of a megabyte costs about a fifth of the pass.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,13 +34,13 @@ import torch
 from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
 
 TIGHT = 1e4  # nats; float32 errs by about a thousandth of a nat there
-FLOOR = {torch.float32: -60.0, torch.float64: -600.0}  # nats; products with small features stay normal numbers
+FLOOR = {torch.float32: -40.0, torch.float64: -600.0}  # nats; products with small features stay normal numbers
 TILE_BYTES = {"cpu": 2 << 20}  # about the second-level cache; measured best of 0.5 to 4 MiB on two kinds of server
 TILE_BYTES_DEVICE = 512 << 20  # on an accelerator: enough work for one launch
 TILE_ROWS = (64, 1 << 20)
-FULL_TILE_ROWS = 256  # rows times a D x D root, a batch over components: more rows only leave the cache
 
 T = TypeVar("T")
+Moments = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -69,7 +70,7 @@ def statistics(
             w = None if weights is None else weights[low:high].to(dtype)
             if w is not None:
                 p.mul_(w)
-            total.add(form.sums(y, p, space), p)
+            total.add(form.sums(y, p, space))
             rest = form.row_term(y, space)
             total.add_rows(peak if rest is None else peak + rest, log_sum, p, logits, w)
         return total.result()
@@ -179,9 +180,10 @@ class _Linear:
         self.linear, self.const = linear.to(dtype), const.to(dtype)
         self.tight: torch.Tensor | None = None
         if dtype != torch.float64 and bool((square > TIGHT).any()):
-            self.tight = torch.nonzero(square > TIGHT)[:, 0]
+            # Tied components share what is left out of ln rho, so there it is all of them or none.
+            self.tight = torch.nonzero((square > TIGHT) | (self.kind == "tied"))[:, 0]
             self.tight_linear, self.tight_const = linear[self.tight], const[self.tight]
-            self.root64 = precision.T.contiguous()
+            self.root64 = precision.T.contiguous() if self.kind == "tied" else None
         self.about = torch.zeros_like(m)
 
     @property
@@ -194,7 +196,7 @@ class _Linear:
         budget = TILE_BYTES.get(device.type, TILE_BYTES_DEVICE)
         row = self.linear.element_size() * (self.n_columns + self.n_features * (self.root is not None))
         row += self.linear.element_size() * 2 * self.n_components
-        return max(TILE_ROWS[0], min(TILE_ROWS[1], 1 << (budget // row).bit_length() - 1))
+        return _tile_rows(budget, row)
 
     def columns(self, y: torch.Tensor, space: _Space) -> torch.Tensor:
         """Return the columns (n, P) that ln rho is linear in; y is the first D of them, except for tied."""
@@ -212,81 +214,98 @@ class _Linear:
         logits = torch.addmm(self.const, self.linear, columns.T, out=space.logits(len(y)))
         if self.tight is not None:
             wide = y.double()
-            if self.root is not None:
-                space.wide = wide @ self.root64
+            if self.root64 is not None:
+                whitened = wide @ self.root64
+                linear = torch.addmm(self.tight_const, self.tight_linear, whitened.T)
+                logits.copy_(linear.sub_(torch.linalg.vecdot(whitened, whitened), alpha=0.5))
+                space.wide = wide
             else:
                 square = wide * wide
                 space.wide = torch.cat([wide, square if self.kind == "diag" else square.sum(1, keepdim=True)], 1)
-            logits[self.tight] = torch.addmm(self.tight_const, self.tight_linear, space.wide.T).to(self.dtype)
+                logits[self.tight] = torch.addmm(self.tight_const, self.tight_linear, space.wide.T).to(self.dtype)
         return logits
 
     def row_term(self, y: torch.Tensor, space: _Space) -> torch.Tensor | None:
         """Return the part of ln rho (n,) that is the same for every component and was left out."""
-        if self.root is None:
+        if self.root is None or self.tight is not None:
             return None
         whitened = space.whitened[: len(y)]
         square: torch.Tensor = torch.linalg.vecdot(whitened, whitened)
         return square.mul_(-0.5)
 
-    def sums(self, y: torch.Tensor, p: torch.Tensor, space: _Space) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def sums(self, y: torch.Tensor, p: torch.Tensor, space: _Space) -> Moments:
         columns = y if self.root is not None else space.columns[: len(y)]
-        both = (p @ columns).double()  # (K, P)
-        if self.tight is not None and space.wide is not None:
-            wide = y.double() if self.root is not None else space.wide
-            both[self.tight] = p[self.tight].double() @ wide
+        nk, both = p.sum(1).double(), (p @ columns).double()  # (K,), (K, P)
+        if self.tight is not None:  # all three, for they are subtracted from one another
+            wide = p[self.tight].double()
+            nk[self.tight], both[self.tight] = wide.sum(1), wide @ space.wide
         if self.kind == "tied":
-            return both, None
+            return nk, both, None
         sx, sxx = both[:, : self.n_features], both[:, self.n_features :]
-        return sx, sxx if self.kind == "diag" else sxx[:, 0]
+        return nk, sx, sxx if self.kind == "diag" else sxx[:, 0]
 
 
 class _Full:
-    """The E-step of full covariance: R_k (y - m_k), a batch over components."""
+    """The E-step of full covariance: R_k (y - m_k), a component at a time, columns along the rows.
+
+    Rows whose responsibility is the floor's are left out of a component's scatter: on real features most are, and the
+    scatter is half of the arithmetic.
+    """
 
     def __init__(self, coefficients: Coefficients, dtype: torch.dtype) -> None:
         self.kind = coefficients.covariance_type
         self.n_components, self.n_features = coefficients.means.shape
         self.n_columns = self.n_features
         self.root = None
-        self.means = coefficients.means.to(dtype)[:, None]  # (K, 1, D)
-        self.roots = coefficients.precision.mT.to(dtype).contiguous()  # (K, D, D)
+        self.dtype = dtype
+        self.means = coefficients.means.to(dtype)  # (K, D)
+        self.roots = coefficients.precision.to(dtype).contiguous()  # (K, D, D)
         self.const = coefficients.offset.to(dtype)[:, None]  # (K, 1)
         # The reference point is the rounded mean, for that is what the rows are moved by.
-        self.about = self.means[:, 0].double()
+        self.about = self.means.double()
 
     def tile_rows(self, device: torch.device, block_rows: int | None) -> int:
         if block_rows is not None:
             return block_rows
-        return FULL_TILE_ROWS if device.type == "cpu" else 16 * FULL_TILE_ROWS
-
-    def batches(self, n_rows: int, device: torch.device) -> list[slice]:
-        """Return the components in batches whose (k, n, D) differences fit the cache, or the device."""
         budget = TILE_BYTES.get(device.type, TILE_BYTES_DEVICE)
-        size = max(1, 2 * budget // (self.means.element_size() * n_rows * self.n_features))
-        return [slice(k, min(k + size, self.n_components)) for k in range(0, self.n_components, size)]
+        return _tile_rows(budget, self.roots.element_size() * (4 * self.n_features + 2 * self.n_components))
 
     def columns(self, y: torch.Tensor, space: _Space) -> torch.Tensor:
         return y
 
     def log_rho(self, y: torch.Tensor, space: _Space) -> torch.Tensor:
         logits = space.logits(len(y))
-        for batch in self.batches(len(y), y.device):
-            root = torch.bmm(y - self.means[batch], self.roots[batch])  # (k, n, D)
-            torch.linalg.vecdot(root, root, out=logits[batch])
+        across = y.T.contiguous()  # (D, n)
+        moved, root = torch.empty_like(across), torch.empty_like(across)
+        for k in range(self.n_components):
+            torch.sub(across, self.means[k, :, None], out=moved)
+            torch.mm(self.roots[k], moved, out=root)
+            torch.sum(root.square_(), 0, out=logits[k])
         return torch.add(self.const, logits, alpha=-0.5, out=logits)
 
     def row_term(self, y: torch.Tensor, space: _Space) -> None:
         return None
 
-    def sums(self, y: torch.Tensor, p: torch.Tensor, space: _Space) -> tuple[torch.Tensor, torch.Tensor | None]:
-        sx = torch.empty(self.n_components, self.n_features, dtype=torch.float64, device=y.device)
-        sxx = torch.empty(*sx.shape, self.n_features, dtype=torch.float64, device=y.device)
-        for batch in self.batches(len(y), y.device):
-            difference = y - self.means[batch]  # (k, n, D)
-            weighted = difference * p[batch, :, None]
-            sx[batch] = weighted.sum(1)
-            sxx[batch] = torch.bmm(weighted.mT, difference)
-        return sx, sxx
+    def sums(self, y: torch.Tensor, p: torch.Tensor, space: _Space) -> Moments:
+        sx = torch.zeros(self.n_components, self.n_features, dtype=torch.float64, device=y.device)
+        sxx = torch.zeros(*sx.shape, self.n_features, dtype=torch.float64, device=y.device)
+        least = 2 * math.exp(FLOOR[self.dtype])
+        component, row = torch.nonzero(p > least, as_tuple=True)
+        counts = torch.bincount(component, minlength=self.n_components).tolist()
+        weight = p[component, row][:, None]
+        for k, index, r in zip(
+            range(self.n_components), torch.split(row, counts), torch.split(weight, counts), strict=True
+        ):
+            if len(index):
+                difference = y[index].sub_(self.means[k])
+                weighted = difference * r
+                sx[k], sxx[k] = weighted.sum(0), weighted.T @ difference
+        return p.sum(1).double(), sx, sxx
+
+
+def _tile_rows(budget: int, row_bytes: int) -> int:
+    """Return the power of two of rows that fit a budget of bytes."""
+    return max(TILE_ROWS[0], min(TILE_ROWS[1], 1 << max(budget // row_bytes, 1).bit_length() - 1))
 
 
 def _form(coefficients: Coefficients, dtype: torch.dtype) -> _Linear | _Full:
@@ -301,7 +320,7 @@ class _Space:
         self.whitened = torch.empty(tile if form.root is not None else 0, form.n_features, dtype=dtype, device=device)
         self._pair = torch.empty(2, form.n_components * tile, dtype=dtype, device=device)
         self._k, self._d = form.n_components, form.n_features
-        self.wide: torch.Tensor | None = None
+        self.wide = torch.empty(0)  # the columns in float64, where a component is tight
 
     def y(self, n: int) -> torch.Tensor:
         return self.columns[:n, : self._d]
@@ -325,9 +344,9 @@ class _Sums:
         self.log_norm = torch.zeros((), dtype=torch.float64, device=device)
         self.entropy = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add(self, sums: tuple[torch.Tensor, torch.Tensor | None], p: torch.Tensor) -> None:
-        sx, sxx = sums
-        self.nk += p.sum(1)
+    def add(self, sums: Moments) -> None:
+        nk, sx, sxx = sums
+        self.nk += nk
         self.sx += sx
         if self.sxx is not None and sxx is not None:
             self.sxx += sxx

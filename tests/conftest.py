@@ -1,0 +1,30 @@
+"""Data that tests share: easy blobs, features as a ReLU leaves them, and rows far from the origin."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def blobs(n: int = 1000, d: int = 5, k: int = 6, seed: int = 0) -> np.ndarray:
+    """Return (n, d) rows around k centres, four deviations apart on average; neighbours overlap."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=(k, d))[random.integers(k, size=n)] * 3 + random.normal(size=(n, d))
+
+
+def relu_features(n: int = 2000, d: int = 16, seed: int = 0) -> np.ndarray:
+    """Return (n, d) rows like those of a layer after its ReLU: half zeros, heavy tails, channel 3 dead, 0 to 10."""
+    random = np.random.default_rng(seed)
+    mixed = random.normal(size=(n, 6)) * random.lognormal(size=(n, 1)) @ random.normal(size=(6, d))
+    rows = np.maximum(mixed, 0)
+    rows[:, 3] = 0
+    return rows * 10 / rows.max()
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real weights and images; tests that need it skip where there is none."""
+    if "FASTCLUST_DATA" not in os.environ:
+        pytest.skip("FASTCLUST_DATA is not set: it names the folder of real weights and images")
+    return Path(os.environ["FASTCLUST_DATA"]).resolve()
