@@ -47,6 +47,9 @@ def create_store(
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: resume it, overwrite it (--resume, --overwrite), or name another file")
+    if path.exists():
+        with path.open("rb") as old:
+            _lock(old.fileno(), path)  # refuse to take a file from under another process
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder: create it first")
     empty = [layer.name for layer in layers if layer.n_rows == 0]
