@@ -28,7 +28,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: expected weights, a .pth, .pt or .safetensors file")
+        raise FileNotFoundError(f"{path} is not a file: expected weights, a .pth, .pt or .safetensors file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

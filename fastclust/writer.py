@@ -153,8 +153,14 @@ class StoreWriter:
     def _put(self, offset: int, array: NDArray[Any]) -> None:
         self._file.seek(offset)
         left = memoryview(array.reshape(-1).view(np.uint8).data)
-        while left:
-            left = left[self._file.write(left) :]
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                why = f"the disk of {self.path} is full; what is done is kept: free some room, then go on with --resume"
+                raise OSError(errno.ENOSPC, why) from error
+            raise
 
 
 def _write_empty(

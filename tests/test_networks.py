@@ -205,7 +205,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, capsys: pytest.Ca
             read_weights(path)
         assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
-    with pytest.raises(FileNotFoundError, match=r"none\.pth does not exist: expected weights"):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth is not a file: expected weights"):
         read_weights(tmp_path / "none.pth")
 
 

@@ -1,6 +1,7 @@
 """The store's file: what is written is read, also while it is being written; what is not a whole store is refused."""
 
 import errno
+import io
 import os
 import shutil
 import signal
@@ -178,6 +179,20 @@ def test_a_disk_too_small_is_found_before_anything_is_written(tmp_path: Path, mo
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path: Path) -> None:
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = make(tmp_path / "s.h5", done=(0,))
+    writer = StoreWriter(path)
+    writer._file.close()
+    writer._file = Full(path, "r+b")
+    with pytest.raises(OSError, match=r"disk of .*s\.h5 is full; .* go on with --resume"), writer:
+        writer.write(1, features(1))
+    assert list(open_store(path).finished) == [0]
 
 
 def test_a_failure_during_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
