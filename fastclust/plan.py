@@ -21,7 +21,7 @@ IDENTITY = ("model", "weights", "weights_sha256", "seed", "layers", "size", "tra
 def check_options(
     path: Path, layers: Sequence[str], size: int | str, dtype: str, batch_size: int, resume: bool, overwrite: bool
 ) -> None:
-    """Refuse options that contradict each other or mean nothing. Raises ValueError, FileExistsError, FileNotFoundError."""
+    """Refuse options that contradict each other or mean nothing. Raises ValueError, OSError."""
     if resume and overwrite:
         raise ValueError("--resume continues a store, --overwrite replaces it: give one of them")
     if path.is_dir():
