@@ -88,7 +88,7 @@ def extract(
     dtype       float16 or float32
     labels      CSV file of path, label[, group]; without it, an image's label is its folder's name
     device      "auto" (cuda where available, else cpu), or a torch device
-    progress    called with (images finished, images) after each batch
+    progress    called with (images finished, images) each time a batch is in the store
 
     Unreadable images, and those too small for the network, are left out: the report and the store say why.
 
@@ -164,39 +164,45 @@ def _run(
     transform = store.provenance["transform"]
     mean = torch.tensor(transform["mean"], device=device).view(3, 1, 1)
     std = torch.tensor(transform["std"], device=device).view(3, 1, 1)
-    writing: Future[float] | None = None
-    behind = ThreadPoolExecutor(1)
-    ahead = ThreadPoolExecutor(WORKERS)
+    behind, ahead = ThreadPoolExecutor(1), ThreadPoolExecutor(WORKERS)
+    writing: deque[Future[float]] = deque()
+
+    def settle() -> None:
+        """Wait for the batch that is being written."""
+        while writing:
+            report.seconds["write"] += writing.popleft().result()
+            if progress is not None:
+                progress(len(states) - states.count(PENDING), len(states))
+
     try:
         for batch in _decoded(store, states, ahead):
-            pixels, members = [], []
+            images, unusable = {}, {}
             for index, future in zip(batch.members, batch.images, strict=True):
                 image, seconds = future.result()
                 report.seconds["decode"] += seconds
                 if isinstance(image, str):
-                    if states[index] == PENDING:
-                        states[index] = LEFT_OUT
-                        writer.leave_out(index, image)
-                    continue
-                pixels.append(torch.from_numpy(image))
-                members.append(index)
+                    unusable[index] = image
+                else:
+                    images[index] = torch.from_numpy(image)
             start = time.perf_counter()
             values = {}
-            if pixels:
-                inputs = torch.stack(pixels).to(device).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
-                inputs = inputs.contiguous()  # (n, 3, H, W)
+            if images:
+                pixels = torch.stack(list(images.values())).to(device)  # (n, H, W, 3)
+                inputs = pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std).contiguous()
                 values = {name: _cast(value, store.dtype) for name, value in network(inputs).items()}
             report.seconds["forward"] += time.perf_counter() - start
-            if writing is not None:
-                report.seconds["write"] += writing.result()
-            pending = {place: index for place, index in enumerate(members) if states[index] == PENDING}
-            writing = behind.submit(_write, writer, pending, values)
-            for index in pending.values():
-                states[index] = DONE
-            if progress is not None:
-                progress(len(states) - states.count(PENDING), len(states))
-        if writing is not None:
-            report.seconds["write"] += writing.result()
+            settle()
+            missing = [index for index in batch.members if states[index] == PENDING]
+            rows = {
+                index: {name: value[place] for name, value in values.items()}
+                for place, index in enumerate(images)
+                if index in missing
+            }
+            reasons = {index: reason for index, reason in unusable.items() if index in missing}
+            writing.append(behind.submit(_write, writer, rows, reasons))
+            for index in missing:
+                states[index] = LEFT_OUT if index in reasons else DONE
+        settle()
     finally:
         ahead.shutdown(cancel_futures=True)
         behind.shutdown()
@@ -252,9 +258,12 @@ def _cast(value: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
     return value.cpu().numpy()
 
 
-def _write(writer: StoreWriter, pending: dict[int, int], values: dict[str, NDArray[Any]]) -> float:
+def _write(writer: StoreWriter, rows: dict[int, dict[str, NDArray[Any]]], reasons: dict[int, str]) -> float:
+    """Write one batch, and the seconds it took."""
     start = time.perf_counter()
-    for place, index in pending.items():
-        writer.write(index, {name: value[place] for name, value in values.items()})
+    for index, reason in reasons.items():
+        writer.leave_out(index, reason)
+    for index, values in rows.items():
+        writer.write(index, values)
     writer.commit()
     return time.perf_counter() - start

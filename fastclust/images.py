@@ -25,13 +25,14 @@ RESERVED = frozenset(["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("c
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
+def find_images(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """Find images: files as given, whatever their suffix, and folders searched to any depth for image suffixes.
 
     Folders are in sorted order, hidden files and folders are passed over, a file named twice counts once.
     Raises FileNotFoundError for a missing path, ValueError where there is no image at all.
     """
     found: dict[str, Path] = {}
+    paths = [paths] if isinstance(paths, str | Path) else paths
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist: expected an image or a folder of images")

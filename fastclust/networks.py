@@ -14,7 +14,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -88,9 +88,10 @@ class Network:
         return self._shapes[height, width]
 
     def load(self, state: dict[str, Tensor], source: str, device: torch.device) -> None:
-        """Take weights (see load_weights for what raises), and move to a device."""
+        """Take weights, once (see load_weights for what raises), and move to a device."""
         load_weights(self._module, state, self.needed, source, self.model)
         self._runner = fx.GraphModule(self._module, self._pruned).eval().to(device)
+        del self._module  # with the weights of the layers that are not needed
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised (n, 3, H, W) float32 images to each layer's values: (n, h, w, c) or (n, c), contiguous copies."""
@@ -142,7 +143,7 @@ def random_state(model: str, seed: int, size: int = 224) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module: nn.Module = models.get_model(model, weights=None, **_options(model, size, initialise=True))
-    return dict(module.state_dict())
+    return cast(dict[str, Tensor], module.state_dict())
 
 
 def _options(model: str, size: int, initialise: bool) -> dict[str, Any]:

@@ -21,6 +21,7 @@ IDENTITY = ("model", "weights", "weights_sha256", "seed", "layers", "size", "tra
 def check_options(
     path: Path, layers: Sequence[str], size: int | str, dtype: str, batch_size: int, resume: bool, overwrite: bool
 ) -> None:
+    """Refuse options that contradict each other or mean nothing. Raises ValueError, OSError."""
     if resume and overwrite:
         raise ValueError("--resume continues a store, --overwrite replaces it: give one of them")
     if path.is_dir():
@@ -40,11 +41,12 @@ def check_options(
 
 
 def open_device(name: str) -> torch.device:
+    """Find a device that works here: "auto" is cuda where available, else cpu. Raises ValueError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # the meta device has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).strip().split("\n")[0]
         raise ValueError(f"device {name!r} cannot be used here ({why}): expected auto, cpu or cuda") from error
@@ -57,7 +59,7 @@ def network_size(size: int | str) -> int:
 
 
 def open_weights(model: str, weights: str | Path, seed: int, size: int | str) -> tuple[dict[str, Tensor], str, str]:
-    """The state dict, where it came from, and its file's SHA-256 ("" where random)."""
+    """Read or make the weights: the state dict, where it came from, its file's SHA-256 ("" where random)."""
     if weights == "random":
         return random_state(model, seed, network_size(size)), f"random (seed {seed})", ""
     if weights == "pretrained":
@@ -111,6 +113,7 @@ def plan_images(
 
 
 def check_same(store: Store, provenance: dict[str, Any], records: list[ImageRecord]) -> None:
+    """Refuse to resume a store that another extraction made. Raises ValueError that names what differs."""
     for key in IDENTITY:
         if store.provenance.get(key) != provenance[key]:
             raise ValueError(
@@ -126,4 +129,5 @@ def check_same(store: Store, provenance: dict[str, Any], records: list[ImageReco
 
 
 def one_line(error: BaseException, path: str) -> str:
+    """Say in one line why a file cannot be used."""
     return str(error).replace(f"'{path}'", "it").strip().split("\n")[0] or type(error).__name__

@@ -8,9 +8,10 @@ import hashlib
 import re
 import urllib.error
 import zipfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: expected weights, a .pth, .pt or .safetensors file")
+        raise FileNotFoundError(f"{path} is not a file: expected weights, a .pth, .pt or .safetensors file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -44,8 +45,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a state dict: expected tensors by name, as model.state_dict() gives them")
     if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return dict(state)
+        versions = {f"{name}.".removeprefix("module.").rstrip("."): value for name, value in _versions(state).items()}
+        state = _with_versions({name.removeprefix("module."): value for name, value in state.items()}, versions)
+    return cast(dict[str, Tensor], state)
 
 
 def pretrained_file(model: str) -> tuple[Path, str]:
@@ -86,6 +88,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], needed: Sequence[s
     names it. Running counts of batches may be missing; nothing uses them.
     """
     own = module.state_dict()
+    versions = _versions(state) or _versions(own)
     state = {_modern(name): value for name, value in state.items()}
     fits = {name: value for name, value in state.items() if name not in own or own[name].shape == value.shape}
     for name in needed:
@@ -99,11 +102,12 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], needed: Sequence[s
             f"{source} holds the weights of another model: it has {', '.join(list(state)[:NAMED])} ..., "
             f"{model} needs {', '.join(needed[:NAMED])} ..."
         )
-    absent = set(module.load_state_dict(fits, strict=False, assign=True).missing_keys)
-    missing = [name for name in needed if name in absent and not name.endswith("num_batches_tracked")]
+    absent = set(module.load_state_dict(_with_versions(fits, versions), strict=False, assign=True).missing_keys)
+    used = [name for name in needed if not name.endswith("num_batches_tracked")]
+    missing = [name for name in used if name in absent]
     if missing:
         some = ", ".join(missing[:NAMED]) + (" ..." if len(missing) > NAMED else "")
-        raise ValueError(f"{source} misses {len(missing)} of the {len(needed)} tensors that these layers need: {some}")
+        raise ValueError(f"{source} misses {len(missing)} of the {len(used)} tensors that these layers need: {some}")
     loaded = dict(module.state_dict(keep_vars=True))
     for name in needed:
         value = loaded[name]
@@ -123,6 +127,17 @@ def _assign(module: nn.Module, name: str, value: Tensor) -> None:
         setattr(part, leaf, nn.Parameter(value, requires_grad=False))
     else:
         setattr(part, leaf, value)
+
+
+def _versions(state: Any) -> dict[str, Any]:
+    """The format version of each module, which state_dict() attaches and some models' loading asks for."""
+    return getattr(state, "_metadata", None) or {}
+
+
+def _with_versions(state: dict[str, Tensor], versions: dict[str, Any]) -> OrderedDict[str, Tensor]:
+    ordered: Any = OrderedDict(state)
+    ordered._metadata = versions
+    return cast(OrderedDict[str, Tensor], ordered)
 
 
 def _hash_in(path: Path) -> str:

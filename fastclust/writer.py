@@ -47,6 +47,9 @@ def create_store(
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: resume it, overwrite it (--resume, --overwrite), or name another file")
+    if path.exists():
+        with path.open("rb") as old:
+            _lock(old.fileno(), path)  # refuse to take a file from under another process
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder: create it first")
     empty = [layer.name for layer in layers if layer.n_rows == 0]
@@ -150,8 +153,14 @@ class StoreWriter:
     def _put(self, offset: int, array: NDArray[Any]) -> None:
         self._file.seek(offset)
         left = memoryview(array.reshape(-1).view(np.uint8).data)
-        while left:
-            left = left[self._file.write(left) :]
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                why = f"the disk of {self.path} is full; what is done is kept: free some room, then go on with --resume"
+                raise OSError(errno.ENOSPC, why) from error
+            raise
 
 
 def _write_empty(

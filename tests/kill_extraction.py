@@ -1,0 +1,98 @@
+"""Kill extractions at random moments and resume them: run by test_extract in a process of its own, which forks.
+
+Torch is imported once, and computes nothing but shapes before a fork. The moments are spread over the run, however
+fast the machine is: each is a number of batches that the child has reported, and a random time after that.
+Prints a JSON list: for each kill, how many images were done, or -1 where there was no store yet.
+"""
+
+import json
+import mmap
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fastclust.extract import extract
+from fastclust.networks import Network
+from fastclust.store import open_store
+
+KILLS = 10
+LAYERS = ["relu", "layer1.0.conv1", "layer2.0.add", "flatten"]
+
+
+def child(work: Callable[[], object]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+        os._exit(0)
+    except BaseException as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    Network("resnet18", LAYERS).shapes(64, 64)  # imports much, once
+    batches = mmap.mmap(-1, 1)
+
+    def start(name: str) -> int:
+        def report(done: int, total: int) -> None:
+            batches[0] += 1
+
+        batches[0] = 0
+        return child(
+            lambda: extract(
+                [folder / "images"],
+                out=folder / name,
+                model="resnet18",
+                weights="random",
+                layers=LAYERS,
+                size=64,
+                dtype="float32",
+                batch_size=2,
+                resume=True,
+                progress=report,
+            )
+        )
+
+    def finish(name: str) -> None:
+        if os.waitpid(start(name), 0)[1] != 0:
+            raise RuntimeError(f"extracting {name} failed")
+
+    finish("whole.h5")
+    whole, total = open_store(folder / "whole.h5"), batches[0]
+    moment = random.Random(0)
+    found = []
+    for number in range(KILLS):
+        name = f"killed{number}.h5"
+        pid = start(name)
+        while batches[0] < number * total // KILLS:
+            time.sleep(0.0005)
+        time.sleep(moment.uniform(0, 0.06))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        done = -1
+        if (folder / name).exists():
+            store = open_store(folder / name)
+            done = len(store.finished)
+            for layer in whole.layers:
+                for index in store.finished:
+                    if store.image_rows(layer, index).tobytes() != whole.image_rows(layer, index).tobytes():
+                        raise RuntimeError(f"kill {number}: image {index}, layer {layer} is marked done and differs")
+        finish(name)
+        if (folder / name).read_bytes() != (folder / "whole.h5").read_bytes():
+            raise RuntimeError(f"kill {number}, after {done} images: the resumed store differs")
+        found.append(done)
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
