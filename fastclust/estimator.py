@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastclust import engine, initialise, kernels, model_file, variational
 from fastclust.blocks import Blocks, Summary, summarise
-from fastclust.rows import Rows, centre_of, scatter_about
+from fastclust.rows import Rows, centre_of, scatter_about, unclaimed_scatter
 
 log = logging.getLogger("fastclust")
 
@@ -280,7 +280,8 @@ class DPGMM(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 last = self.lower_bound_ * blocks.n_rows
             else:
                 first = STARTS[self.init_params](rows, self.n_components, self.covariance_type, random)
-                posterior, last = engine.posterior_of(prior, first, scatter), -np.inf
+                at_start = None if scatter is None else scatter + unclaimed_scatter(summary, rows, first)
+                posterior, last = engine.posterior_of(prior, first, at_start), -np.inf
             found = engine.ascend(
                 rows,
                 prior,

@@ -82,3 +82,17 @@ def scatter_about(summary: Summary, rows: Rows) -> torch.Tensor:
     if summary.scatter.ndim == 1:
         return rows.scale**2 * summary.scatter + summary.n_rows * mean**2
     return torch.outer(rows.scale, rows.scale) * summary.scatter + summary.n_rows * torch.outer(mean, mean)
+
+
+def unclaimed_scatter(summary: Summary, rows: Rows, first: Statistics) -> torch.Tensor:
+    """Return what rows that no component claims add to the scatter of a tied start (D, D), as in scikit-learn.
+
+    scikit-learn's tied covariance takes the second moment of all rows about the user's origin from the components'
+    moments about it. Where responsibilities do not sum to N (one row a component), the rest of the rows' distance from
+    the origin stays in. In every later pass this is zero.
+    """
+    mean = (summary.mean - rows.offset.cpu()) * rows.scale.cpu() - rows.centre.cpu()
+    rest = (summary.n_rows * mean).to(first.sx) - first.sx.sum(0) - (first.nk[:, None] * first.about).sum(0)  # (D,)
+    origin = -rows.centre
+    across = torch.outer(rest, origin)
+    return (summary.n_rows - first.nk.sum()) * torch.outer(origin, origin) - across - across.T

@@ -16,7 +16,7 @@ def blobs(n: int = 1000, d: int = 5, k: int = 6, seed: int = 0) -> np.ndarray:
 def relu_features(n: int = 2000, d: int = 16, seed: int = 0) -> np.ndarray:
     """Return (n, d) rows like those of a layer after its ReLU: half zeros, heavy tails, channel 3 dead, 0 to 10."""
     random = np.random.default_rng(seed)
-    mixed = random.normal(size=(n, 6)) * random.lognormal(size=(n, 1)) @ random.normal(size=(6, d))
+    mixed = random.normal(size=(n, 6)) * random.lognormal(sigma=0.5, size=(n, 1)) @ random.normal(size=(6, d))
     rows = np.maximum(mixed, 0)
     rows[:, 3] = 0
     return rows * 10 / rows.max()
