@@ -137,6 +137,8 @@ def _raise_not_finite(rows: torch.Tensor, first: int) -> None:
 
 def _two_dimensional(part: Any) -> Any:
     """Return a part of a source as something sliced by rows: itself, or a NumPy array."""
+    if isinstance(part, torch.Tensor):
+        part = part.detach()
     if not isinstance(part, (np.ndarray, torch.Tensor)) and not (hasattr(part, "id") and hasattr(part, "shape")):
         part = np.asarray(part)
     if len(part.shape) != 2:
@@ -162,7 +164,7 @@ def _viewable(part: np.ndarray | torch.Tensor) -> bool:
 def _tensor(part: Any) -> torch.Tensor:
     """Return rows as a tensor of a float dtype, looking at the same memory where that can be."""
     if isinstance(part, torch.Tensor):
-        return part.detach() if part.is_floating_point() else part.double()
+        return part if part.is_floating_point() else part.double()
     array = np.asarray(part)
     if not _viewable(array):
         narrow = array.dtype.kind == "f" and array.dtype.itemsize <= 8

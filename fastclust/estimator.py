@@ -425,7 +425,7 @@ class DPGMM(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.weight_concentration_ = gamma1 if posterior.gamma2 is None else (gamma1, _numpy(posterior.gamma2))
         self.mean_precision_ = _numpy(posterior.beta)
         self.means_ = _numpy(posterior.m + rows.centre)
-        self.degrees_of_freedom_ = _numpy(posterior.nu)
+        self.degrees_of_freedom_ = _numpy(posterior.nu)[()]  # of tied covariance, a number
         self.covariances_ = _numpy(posterior.covariances)
         self.precisions_cholesky_ = _numpy(posterior.precisions_cholesky)
         root = posterior.precisions_cholesky
@@ -499,6 +499,8 @@ def _like(X: Any, result: torch.Tensor) -> Any:
 def _plain(value: Any) -> Any:
     """Return a parameter as it is written to a file."""
     if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, tuple):
         return value
     if isinstance(value, torch.device):
         return str(value)
