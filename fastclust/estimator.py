@@ -486,7 +486,7 @@ def load(path: str | os.PathLike[str]) -> DPGMM:
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.detach().cpu().numpy()
+    array: np.ndarray = tensor.detach().cpu().contiguous().numpy()
     return array
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.mixture import BayesianGaussianMixture
 
 import fastclust
 from fastclust import DPGMM
@@ -357,7 +358,7 @@ def test_degenerate_rows_give_finite_models(kind, dtype):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    n=st.integers(30, 120),  # fewer leave a singular prior, where reg_covar is all there is and no part of the bound
+    n=st.integers(30, 120),
     d=st.integers(1, 8),
     k=st.integers(1, 6),
     kind=st.sampled_from(KINDS),
@@ -365,7 +366,7 @@ def test_degenerate_rows_give_finite_models(kind, dtype):
     seed=st.integers(0, 99),
 )
 def test_any_fit_has_a_bound_that_never_falls_and_weights_that_sum_to_one(n, d, k, kind, weight_prior, seed):
-    X = relu_features(n + 8, max(d, 4), seed)[:n, :d] if seed % 2 else blobs(n, d, 3, seed)
+    X = blobs(n, d, 3, seed)
     model = fit(
         X,
         n_components=min(k, n),
@@ -379,6 +380,19 @@ def test_any_fit_has_a_bound_that_never_falls_and_weights_that_sum_to_one(n, d, 
     assert (np.diff(bounds) >= -1e-9 * np.maximum(np.abs(bounds[1:]), 1)).all()
     assert model.weights_.sum() == pytest.approx(1)
     assert 1 <= model.n_active_ <= min(k, n)
+
+
+def test_where_the_rows_are_singular_the_bound_may_fall_as_scikit_learns_does():
+    """reg_covar is added to every covariance and is no part of the bound: with a dead channel it is all there is."""
+    X = relu_features(38, 4, 1)[:30]
+    assert (X[:, 3] == 0).all()
+    common = {"n_components": 2, "covariance_type": "full", "init_params": "random_from_data", "random_state": 1}
+    ours = fit(X, dtype="float64", tol=0, max_iter=15, **common)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theirs = BayesianGaussianMixture(weight_concentration_prior=0.2, tol=0, max_iter=15, **common).fit(X)
+    np.testing.assert_allclose(np.array(ours.lower_bounds_) * 30, theirs.lower_bounds_, rtol=1e-8)
+    assert np.diff(theirs.lower_bounds_).min() < 0
 
 
 def test_k_means_of_many_rows_says_that_it_samples(caplog, monkeypatch):
