@@ -1,0 +1,128 @@
+r"""Hold the statistics of one pass against the float64 oracle, each relative to a scale that means something.
+
+A number relative to itself says nothing where it is next to zero (a dead channel, an empty component), and relative to
+the largest of its array it passes where only the largest is right. So the scale is that of the component and the
+channel. With c_k the reference point of the statistics, m_k and sigma_kd^2 the mean and variance of the components that
+made the E-step, and w_k = max(nk, 1), so that what belongs to less than one row is judged as one row's:
+
+    nk          w_k
+    sx          w_k sqrt(s_kd),   s_kd = (m_kd - c_kd)^2 + sigma_kd^2, a row's second moment
+    sxx         w_k sqrt(s_kd s_ke); for diag d = e; for spherical its sum over d
+    log_norm    one nat a row: the quantity itself depends on the unit of the features
+    entropy     itself, but at least 0.01 nats a row, where the tolerance is a hundredth of the default `tol`
+
+No scale is zero, since every variance has the prior and reg_covar in it. The worst entry counts, and one that is not a
+number is infinitely wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import reduce
+from operator import add
+
+import numpy as np
+import torch
+
+from fastclust import engine
+from fastclust.blocks import Blocks
+from fastclust.kernels import Coefficients, Statistics, reference
+from fastclust.rows import Rows
+from fastclust.variational import Posterior
+
+TOLERANCE = 1e-4
+ORACLE_BYTES = 64 << 20  # of one N x K x D array of the oracle; it holds a few
+ORACLE_ROWS = 200_000  # more are verified on an even subset of about this many
+LEAST_ENTROPY = 0.01  # nats a row
+
+
+def check(rows: Rows, posterior: Posterior, X: np.ndarray) -> dict[str, float | int | dict[str, float]]:
+    """Return how far one pass of the rows' backend is from the oracle, and what the oracle says of the state.
+
+    rows: as the fit has them. X: (N, D), what they are rows of. Beyond ORACLE_ROWS rows, both sides see every
+    second, third ... row; `verified_rows` says how many.
+    """
+    some = X[:: -(-len(X) // ORACLE_ROWS)]
+    rows = replace(rows, blocks=Blocks(np.ascontiguousarray(some), rows.blocks.device))
+    coefficients = engine.coefficients(posterior)
+    found = rows.statistics(coefficients)
+    expected = oracle(rows, coefficients)
+    second = (posterior.m - expected.about) ** 2 + variances(posterior)  # (K, D)
+    return {
+        "verified_rows": len(some),
+        "errors": errors(found, about(expected, found.about), second),
+        "entropy_per_row": float(expected.entropy) / len(some),
+        "components_above_one_row": int((expected.nk >= 1).sum()),
+    }
+
+
+def oracle(rows: Rows, coefficients: Coefficients) -> Statistics:
+    """Return the statistics of all rows in float64, from blocks small enough for N x K x D."""
+    step = max(1, ORACLE_BYTES // (8 * coefficients.n_components * coefficients.n_features))
+    parts = (
+        reference.statistics(part, coefficients, rows.frame, torch.float64)
+        for block in rows.blocks
+        for part in torch.split(block, step)
+    )
+    return reduce(add, parts)
+
+
+def about(statistics: Statistics, centre: torch.Tensor) -> Statistics:
+    """Return statistics about other reference points (K, D), which are the old ones but for rounding."""
+    step = statistics.about - centre  # (K, D)
+    nk, sx, sxx = statistics.nk, statistics.sx, statistics.sxx
+    if sxx is not None and sxx.ndim == 3:
+        cross = sx[:, :, None] * step[:, None, :]
+        sxx = sxx + cross + cross.mT + nk[:, None, None] * step[:, :, None] * step[:, None, :]
+    elif bool(step.any()):
+        raise ValueError("only statistics of full covariance have a reference point that is not the origin")
+    return replace(statistics, sx=sx + nk[:, None] * step, sxx=sxx, about=centre)
+
+
+def variances(posterior: Posterior) -> torch.Tensor:
+    """Return the variance of each component in each channel (K, D)."""
+    covariances = posterior.covariances
+    if posterior.covariance_type == "full":
+        covariances = covariances.diagonal(dim1=1, dim2=2)
+    elif posterior.covariance_type == "tied":
+        covariances = covariances.diagonal()
+    elif posterior.covariance_type == "spherical":
+        covariances = covariances[:, None]
+    return covariances.expand_as(posterior.m)
+
+
+def errors(found: Statistics, expected: Statistics, second: torch.Tensor) -> dict[str, float]:
+    """Return the worst error of each statistic on the scale that the module states.
+
+    second: (K, D), a row's second moment about the oracle's reference points.
+    """
+    rows = float(expected.nk.sum())
+    w = expected.nk.clamp(min=1.0)
+    worst = {
+        "nk": _worst(found.nk, expected.nk, w),
+        "sx": _worst(found.sx, expected.sx, w[:, None] * second.sqrt()),
+        "log_norm": _worst(found.log_norm, expected.log_norm, torch.tensor(rows)),
+        "entropy": _worst(found.entropy, expected.entropy, expected.entropy.clamp(min=LEAST_ENTROPY * rows)),
+    }
+    if expected.sxx is not None:
+        scale = w[:, None] * second
+        if expected.sxx.ndim == 1:
+            scale = scale.sum(1)
+        elif expected.sxx.ndim == 3:
+            scale = w[:, None, None] * second.sqrt()[:, :, None] * second.sqrt()[:, None, :]
+        found_sxx = torch.full_like(expected.sxx, math.nan) if found.sxx is None else found.sxx
+        worst["sxx"] = _worst(found_sxx, expected.sxx, scale)
+    return worst
+
+
+def _worst(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
+    if found.shape != expected.shape:
+        return math.inf
+    worst = float(((found - expected).abs() / scale).max())
+    return math.inf if math.isnan(worst) else worst
+
+
+def beyond_tolerance(errors: dict[str, float]) -> list[str]:
+    """Return the statistics whose error is not within TOLERANCE, each with its error."""
+    return [f"{name}: {error:.1e}" for name, error in errors.items() if error > TOLERANCE]
