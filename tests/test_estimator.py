@@ -225,7 +225,9 @@ def test_a_saved_model_is_the_same_model(kind, weight_prior, tmp_path):
     for name, value in vars(model).items():
         np.testing.assert_equal(getattr(loaded, name), value, err_msg=name)
         assert type(getattr(loaded, name)) is type(value) or np.isscalar(value), name
-    assert (loaded.predict_proba(X) == model.predict_proba(X)).all()
+    # Products may differ in the last bit with where in memory their factors lie.
+    np.testing.assert_allclose(loaded.predict_proba(X), model.predict_proba(X), rtol=1e-5, atol=1e-7)
+    assert (loaded.predict(X) == model.predict(X)).all()
     loaded.save(tmp_path / "model.h5")  # over itself
     assert [path.name for path in tmp_path.iterdir()] == ["model.h5"]
     assert (pickle.loads(pickle.dumps(model)).predict(X) == model.predict(X)).all()
@@ -383,15 +385,14 @@ def test_any_fit_has_a_bound_that_never_falls_and_weights_that_sum_to_one(n, d, 
 
 
 def test_where_the_rows_are_singular_the_bound_may_fall_as_scikit_learns_does():
-    """reg_covar is added to every covariance and is no part of the bound: with a dead channel it is all there is."""
-    X = relu_features(38, 4, 1)[:30]
-    assert (X[:, 3] == 0).all()
+    """reg_covar is added to every covariance and is no part of the bound: across the line of two rows it is all."""
+    X = np.random.default_rng(0).normal(size=(2, 2))
     common = {"n_components": 2, "covariance_type": "full", "init_params": "random_from_data", "random_state": 1}
     ours = fit(X, dtype="float64", tol=0, max_iter=15, **common)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         theirs = BayesianGaussianMixture(weight_concentration_prior=0.2, tol=0, max_iter=15, **common).fit(X)
-    np.testing.assert_allclose(np.array(ours.lower_bounds_) * 30, theirs.lower_bounds_, rtol=1e-8)
+    np.testing.assert_allclose(np.array(ours.lower_bounds_) * 2, theirs.lower_bounds_, rtol=1e-8)
     assert np.diff(theirs.lower_bounds_).min() < 0
 
 
