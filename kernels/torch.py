@@ -59,7 +59,9 @@ def statistics(
             total.add_rows(peak, log_sum, p, logits, w)
         return total.result()
 
-    return reduce(add, _over_tiles(len(rows), block_rows or tile_rows(form, rows.device), rows.device, work))
+    return reduce(
+        add, _over_tiles(len(rows), block_rows or tile_rows(form.row_bytes(), rows.device), rows.device, work)
+    )
 
 
 def moments(
@@ -114,7 +116,7 @@ def assign(
             peak, log_sum, _ = _softmax(logits, space)
             density[low:high] = peak + log_sum
 
-    _over_tiles(len(rows), block_rows or tile_rows(form, rows.device), rows.device, work)
+    _over_tiles(len(rows), block_rows or tile_rows(form.row_bytes(), rows.device), rows.device, work)
     return labels, density
 
 
@@ -137,7 +139,7 @@ def responsibilities(
             logits = form.log_rho(y, space)
             out[low:high] = torch.softmax(logits, 0).T  # no floor: what is shown to a user underflows to zero
 
-    _over_tiles(len(rows), block_rows or tile_rows(form, rows.device), rows.device, work)
+    _over_tiles(len(rows), block_rows or tile_rows(form.row_bytes(), rows.device), rows.device, work)
     return out
 
 

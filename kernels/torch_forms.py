@@ -131,18 +131,20 @@ class Full:
         self.about = coefficients.means
 
     def row_bytes(self) -> int:
-        """Return what a row of a tile takes in the cache; half of the cache does better than all of it."""
-        return 2 * self.roots.element_size() * (4 * self.n_features + 2 * self.n_components)
+        """Return what a row of a tile takes: its logits, for the rows themselves go through the cache in strips."""
+        return self.roots.element_size() * 2 * self.n_components
 
     def log_rho(self, y: torch.Tensor, space: Space) -> torch.Tensor:
         """Return ln rho (K, n) of rows (n, D)."""
         logits = space.logits(len(y))
-        across = y.T.contiguous()  # (D, n)
-        moved, root = across.new_ones(self.n_features + 1, len(y)), torch.empty_like(across)
-        for k in range(self.n_components):
-            torch.sub(across, self.means[k, :, None], out=moved[:-1])
-            torch.mm(self.roots[k], moved, out=root)
-            torch.sum(root.square_(), 0, out=logits[k])
+        size = tile_rows(self.n_features * 3 * y.element_size(), y.device) if y.device.type == "cpu" else len(y)
+        for low in range(0, len(y), size):
+            across = y[low : low + size].T.contiguous()  # (D, n)
+            moved, root = across.new_ones(self.n_features + 1, across.shape[1]), torch.empty_like(across)
+            for k in range(self.n_components):
+                torch.sub(across, self.means[k, :, None], out=moved[:-1])
+                torch.mm(self.roots[k], moved, out=root)
+                torch.sum(root.square_(), 0, out=logits[k, low : low + size])
         return torch.add(self.const, logits, alpha=-0.5, out=logits)
 
     def add_moments(self, y: torch.Tensor, p: torch.Tensor, space: Space, total: Sums) -> None:
@@ -170,10 +172,10 @@ def form_of(coefficients: Coefficients, dtype: torch.dtype) -> Form:
     return kinds.get(coefficients.covariance_type, Linear)(coefficients, dtype)
 
 
-def tile_rows(form: Form, device: torch.device) -> int:
-    """Return how many rows fit the cache, or give an accelerator enough to do: a power of two."""
+def tile_rows(row_bytes: int, device: torch.device) -> int:
+    """Return how many rows of a size fit the cache, or give an accelerator enough to do: a power of two."""
     budget = TILE_BYTES.get(device.type, TILE_BYTES_DEVICE)
-    return max(TILE_ROWS[0], min(TILE_ROWS[1], 1 << max(budget // form.row_bytes(), 1).bit_length() - 1))
+    return max(TILE_ROWS[0], min(TILE_ROWS[1], 1 << max(budget // row_bytes, 1).bit_length() - 1))
 
 
 class Space:
