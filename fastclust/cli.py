@@ -216,6 +216,10 @@ def fit(
     check_mixture(mixture)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent} is not a folder: create it first")
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder: name a file in it")
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder: name a file in it")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists: --overwrite replaces it; or name another file")
     check_replaceable(out, FORMAT)
@@ -243,13 +247,13 @@ def label(
     """
     from fastclust.estimator import load
     from fastclust.labels import label_layer
-    from fastclust.pipeline import check_mixture
+    from fastclust.pipeline import check_device
     from fastclust.store import open_store
 
     store, mixture = open_store(file), load(model)
     name = _layer(store.layers, layer, file)
+    check_device(device, backend)
     mixture.set_params(device=device, backend=backend)
-    check_mixture(mixture.get_params())
     for part in ("labels", "enlarged", "labels.csv"):
         if (out / part).exists() and not overwrite:
             raise FileExistsError(f"{out / part} exists: --overwrite replaces it; or name another folder")
@@ -298,8 +302,6 @@ def main() -> None:
     try:
         status = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        remark = STOPPED.get(next(iter(sys.argv[1:]), ""))
-        complain(f"stopped; {remark}" if remark else "stopped")
         status = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -314,6 +316,9 @@ def main() -> None:
             raise
         complain(f"fastclust: {_reason(error)}")
         status = 1
+    if status == 130:  # Typer may have caught the interrupt
+        remark = STOPPED.get(next(iter(sys.argv[1:]), ""))
+        complain(f"stopped; {remark}" if remark else "stopped")
     sys.exit(status)
 
 

@@ -64,8 +64,6 @@ def label_layer(store: Store, layer: str, model: DPGMM, out: Path, progress: Pro
     _check_names(store)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: name a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    remove_labels(out)
     colours = picture.palette(model.means_, model.counts_, model.covariances_)
     images = []
     progress(f"label {layer}", 0, len(store.finished), "")
@@ -74,6 +72,9 @@ def label_layer(store: Store, layer: str, model: DPGMM, out: Path, progress: Pro
         if not np.isfinite(features).all():
             raise ValueError(f"{store.path}: {layer} of image {image.path} has NaN or infinite features: extract anew")
         labels = model.predict(features.reshape(-1, record.n_features)).reshape(features.shape[:2])
+        if done == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            remove_labels(out)
         images.append(labels.astype(np.uint8 if model.n_components <= 256 else np.int32))
         if record.kind == "conv":
             for folder, shown in (

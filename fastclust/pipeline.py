@@ -35,20 +35,25 @@ SHAPES = {"conv": "pixels", "dense": "images"}
 def check_mixture(parameters: dict[str, Any]) -> None:
     """Refuse parameters of DPGMM that cannot be used, before hours go into what comes first.
 
-    Raises ValueError for a bad value, RuntimeError where the device or the backend cannot run here.
+    Raises ValueError for a bad value, and as `check_device` does.
     """
     model = DPGMM(**parameters)
     model._validate_params()
-    if model.device == "auto":
+    check_device(str(model.device), model.backend)
+
+
+def check_device(name: str, backend: str) -> None:
+    """Refuse a device or a backend that cannot run here. Raises ValueError, RuntimeError."""
+    if name == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
         try:
-            device = torch.device(model.device)
-            torch.empty(1, device=device)
+            device = torch.device(name)
+            torch.ones(1, device=device).sum().item()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             why = str(error).strip().split("\n")[0]
-            raise ValueError(f"device {model.device!r} cannot be used here ({why}): expected auto or cpu") from error
-    kernels.select(model.backend, device)
+            raise ValueError(f"device {name!r} cannot be used here ({why}): expected auto, cpu or cuda") from error
+    kernels.select(backend, device)
 
 
 def fit_layer(store: Store, layer: str, parameters: dict[str, Any], progress: Progress = quiet) -> tuple[DPGMM, float]:
