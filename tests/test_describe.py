@@ -69,7 +69,7 @@ def test_damaged_files_are_described_in_one_line(made: Path, tmp_path: Path) -> 
     for name in ("features.h5", "1/model.h5"):
         whole = (made / "out" / name).read_bytes()
         damaged = tmp_path / "damaged.h5"
-        for _ in range(400):
+        for _ in range(100):
             content = bytearray(whole)
             for place in random.integers(0, min(len(whole), 20_000), 3):
                 content[place] = random.integers(256)
