@@ -143,7 +143,7 @@ def demo(
         out,
         layer or default_layers(model),
         options.extraction(model, weights, "224", Precision.float16, 8, None, seed, "auto"),
-        options.mixture(50, 0.2, Covariance.diag, None, 1e-3, 60, seed, "auto", "auto"),
+        options.mixture(50, 0.2, Covariance.diag, None, 1e-3, 120, seed, "auto", "auto"),
         resume=False,
         overwrite=overwrite or out == Path("demo-out"),
     )
