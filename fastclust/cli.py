@@ -9,16 +9,41 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from fastclust import options
+from fastclust.console import complain, end, progress_bars, say
+from fastclust.options import (
+    Alpha,
+    Backend,
+    BatchSize,
+    Components,
+    Covariance,
+    CovarianceType,
+    Device,
+    Dtype,
+    Images,
+    LabelsFile,
+    Layers,
+    MaxIter,
+    Model,
+    OneLayer,
+    Overwrite,
+    Precision,
+    Resume,
+    Scale,
+    Seed,
+    Size,
+    StartSeed,
+    Tol,
+    Weights,
+    WeightsSeed,
+)
 
 app = typer.Typer(
     name="fastclust",
@@ -28,60 +53,16 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Whether click is a package of its own or a part of Typer depends on the version of Typer.
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-out_console, err_console = (
-    Console(soft_wrap=True, highlight=False),
-    Console(stderr=True, soft_wrap=True, highlight=False),
-)
-
-
-class Covariance(StrEnum):
-    """Covariance types."""
-
-    full = "full"
-    tied = "tied"
-    diag = "diag"
-    spherical = "spherical"
-
-
-class Precision(StrEnum):
-    """Dtypes of a store."""
-
-    float16 = "float16"
-    float32 = "float32"
-
-
-Images = Annotated[list[Path], typer.Argument(help="Image files, and folders that are searched for images.")]
-Model = Annotated[str, typer.Option(help="A torchvision classification model, such as vgg16, vgg19 or resnet18.")]
-Weights = Annotated[
-    str, typer.Option(help="pretrained, random, or a .pth or .safetensors file with the weights the layers need.")
-]
-Layers = Annotated[
-    list[str],
-    typer.Option("--layer", help="A layer, repeatable: a node (features.3), a name (relu1_2) or a number (2)."),
-]
-Size = Annotated[str, typer.Option(help="224: resize and centre crop, in pixels; full: every image as large as it is.")]
-Dtype = Annotated[Precision, typer.Option(help="Type of the stored features.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
-LabelsFile = Annotated[
-    Path | None, typer.Option(help="CSV of path,label[,group]; without it a label is the name of the image's folder.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Components = Annotated[int, typer.Option(min=1, help="The most clusters that there can be.")]
-Alpha = Annotated[float, typer.Option(min=0.0, help="Concentration of the Dirichlet process.")]
-CovarianceType = Annotated[Covariance, typer.Option(help="Shape of a cluster.")]
-Tol = Annotated[float, typer.Option(min=0.0, help="Stop when a pass changes the bound by less, in nats a row.")]
-MaxIter = Annotated[int, typer.Option(min=1, help="Most passes over the rows.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the start, and of random weights.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Backend = Annotated[str, typer.Option(help="auto, or one that `fastclust doctor` lists.")]
-Scale = Annotated[
-    tuple[float, float] | None,
-    typer.Option(help="Map a layer's values to this range by one affine map [default: 0 10]; equal numbers: do not."),
-]
+STOPPED = {
+    "run": "finished images are kept: the same command with --resume goes on",
+    "extract": "finished images are kept: the same command with --resume goes on",
+    "fit": "no model was written: the same command starts anew",
+    "label": "the label images so far are kept: the same command with --overwrite starts anew",
+}
 
 
 @app.command()
@@ -116,8 +97,8 @@ def run(
         images,
         out,
         layer,
-        _extraction(model, weights, size, dtype, batch_size, labels, seed, device),
-        _mixture(components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend),
+        options.extraction(model, weights, size, dtype, batch_size, labels, seed, device),
+        options.mixture(components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend),
         resume,
         overwrite,
     )
@@ -125,10 +106,12 @@ def run(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for all results; an earlier demo's are replaced.")] = Path(
-        "demo-out"
-    ),
-    images: Annotated[list[Path] | None, typer.Option(help="Other images than the sample photographs.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for all results; demo-out is replaced, others need --overwrite.")
+    ] = Path("demo-out"),
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Images, or a folder of them, instead of the samples; repeatable.")
+    ] = None,
     model: Model = "vgg16",
     weights: Annotated[
         str | None,
@@ -138,41 +121,32 @@ def demo(
         list[str] | None,
         typer.Option(
             "--layer",
-            help="As of `run` [default: relu1_2, relu2_2, relu4_3; of other "
-            "models than VGG the weight layers 2, 4 and 8].",
+            help="As of `run` [default: relu1_2, relu2_2, relu4_3; 2, 4, 8 of models other than VGG].",
         ),
     ] = None,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Run on sample photographs that come with scikit-learn and scikit-image: no arguments, no network, no GPU."""
-    from fastclust.demo import default_layers, sample_images
+    from fastclust.demo import choose_weights, default_layers, sample_images
 
-    chosen = weights or "pretrained"
-    arguments: dict[str, Any] = {
-        "images": images or sample_images(),
-        "out": out,
-        "layer": layer or default_layers(model),
-        "mixture": _mixture(50, 0.2, Covariance.diag, None, 1e-3, 60, seed, "auto", "auto"),
-        "resume": False,
-        "overwrite": True,
-    }
-
-    def go(which: str) -> None:
-        extraction = _extraction(model, which, "224", Precision.float16, 8, None, seed, "auto")
-        _run(extraction=extraction, **arguments)
-
-    try:
-        go(chosen)
-    except ConnectionError as error:
-        if weights is not None:
-            raise
-        err_console.print(f"{error}", markup=False, style="yellow")
-        err_console.print(
-            f"going on with RANDOM weights (seed {seed}): the pictures show the architecture, not learned features",
-            markup=False,
-            style="bold yellow",
-        )
-        go("random")
+    if weights is None:
+        weights, why = choose_weights(model)
+        if why:
+            complain(why, style="yellow")
+            complain(
+                f"going on with RANDOM weights (seed {seed}): the pictures show the architecture, not learned features",
+                style="bold yellow",
+            )
+    _run(
+        images or sample_images(),
+        out,
+        layer or default_layers(model),
+        options.extraction(model, weights, "224", Precision.float16, 8, None, seed, "auto"),
+        options.mixture(50, 0.2, Covariance.diag, None, 1e-3, 120, seed, "auto", "auto"),
+        resume=False,
+        overwrite=overwrite or out == Path("demo-out"),
+    )
 
 
 @app.command()
@@ -186,15 +160,20 @@ def extract(
     dtype: Dtype = Precision.float16,
     batch_size: BatchSize = 8,
     labels: LabelsFile = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of random weights.")] = 0,
+    seed: WeightsSeed = 0,
     device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the features of images at one or more layers to a store."""
+    """Write the features of images at one or more layers to a store, for `fit` and `label`."""
+    from fastclust.describe import check_replaceable
     from fastclust.extract import extract as extract_features
+    from fastclust.store import FORMAT
 
-    with _progress() as progress:
+    if overwrite:
+        check_replaceable(out, FORMAT)
+    with progress_bars() as progress:
+        progress("extract", 0, None, "images")
         report = extract_features(
             images,
             out=out,
@@ -202,42 +181,53 @@ def extract(
             resume=resume,
             overwrite=overwrite,
             progress=lambda done, total: progress("extract", done, total, "images"),
-            **_extraction(model, weights, size, dtype, batch_size, labels, seed, device),
+            **options.extraction(model, weights, size, dtype, batch_size, labels, seed, device),
         )
-    _say(f"{out}: {report.done} images, {', '.join(layer)}, in {report.seconds['total']:.1f} s")
-    _end(report.left_out)
+    say(f"{out}: {report.done} images, {', '.join(layer)}, in {report.seconds['total']:.1f} s")
+    end(report.left_out)
 
 
 @app.command()
 def fit(
     file: Annotated[Path, typer.Argument(help="A store that `extract` wrote.")],
     out: Annotated[Path, typer.Option(help="The model to write, such as model.h5.")],
-    layer: Annotated[str | None, typer.Option(help="The layer; not needed where the store has one.")] = None,
+    layer: OneLayer = None,
     components: Components = 50,
     alpha: Alpha = 0.2,
     covariance: CovarianceType = Covariance.diag,
     feature_range: Scale = None,
     tol: Tol = 1e-4,
     max_iter: MaxIter = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of the start.")] = 0,
+    seed: StartSeed = 0,
     device: Device = "auto",
     backend: Backend = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit a mixture to the rows of a layer."""
-    from fastclust.pipeline import fit_layer
+    """Fit a mixture to the rows of a layer, for `label`."""
+    from fastclust.describe import check_replaceable
+    from fastclust.model_file import FORMAT
+    from fastclust.pipeline import check_mixture, fit_layer
     from fastclust.store import open_store
 
     store = open_store(file)
     name = _layer(store.layers, layer, file)
-    _free(out, overwrite)
-    mixture = _mixture(components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend)
-    with _progress() as progress:
+    store.layer(name)
+    mixture = options.mixture(components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend)
+    check_mixture(mixture)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent} is not a folder: create it first")
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder: name a file in it")
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder: name a file in it")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists: --overwrite replaces it; or name another file")
+    check_replaceable(out, FORMAT)
+    with progress_bars() as progress:
         model, seconds = fit_layer(store, name, mixture, progress)
     model.save(out)
-    _say(
-        f"{out}: {name}, {int(model.counts_.sum())} rows of {model.n_features_in_}: {_outcome(model)}; {seconds:.1f} s"
-    )
+    rows = f"{int(model.counts_.sum())} rows of {model.n_features_in_} from {_images(store)}"
+    say(f"{out}: {name}, {rows}: {_outcome(model)}; {seconds:.1f} s")
 
 
 @app.command()
@@ -245,21 +235,32 @@ def label(
     file: Annotated[Path, typer.Argument(help="A store that `extract` wrote.")],
     model: Annotated[Path, typer.Option(help="A model that `fit` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for labels/IMAGE.png and enlarged/IMAGE.png, or labels.csv.")],
-    layer: Annotated[str | None, typer.Option(help="The layer; not needed where the store has one.")] = None,
+    layer: OneLayer = None,
+    device: Device = "auto",
+    backend: Backend = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Paint the most probable cluster of every pixel."""
+    """Paint the most probable cluster of every pixel; of a dense layer, list that of every image.
+
+    Pixel values of labels/IMAGE.png are the clusters' numbers (where there are at most 256 of them); enlarged/IMAGE.png
+    is the same at the size of the network's input.
+    """
     from fastclust.estimator import load
-    from fastclust.pipeline import label_layer
+    from fastclust.labels import label_layer
+    from fastclust.pipeline import check_device
     from fastclust.store import open_store
 
     store, mixture = open_store(file), load(model)
     name = _layer(store.layers, layer, file)
+    check_device(device, backend)
+    mixture.set_params(device=device, backend=backend)
     for part in ("labels", "enlarged", "labels.csv"):
-        _free(out / part, overwrite)
-    with _progress() as progress:
+        if (out / part).exists() and not overwrite:
+            raise FileExistsError(f"{out / part} exists: --overwrite replaces it; or name another folder")
+    with progress_bars() as progress:
         labels = label_layer(store, name, mixture, out, progress)
-    _say(f"{out}: {len(labels.images)} images of {name} in {labels.seconds:.1f} s")
+    found = len(set().union(*labels.present))
+    say(f"{out}: {name}, {_images(store)}, {found} clusters in them; {labels.seconds:.1f} s")
 
 
 @app.command()
@@ -272,7 +273,7 @@ def layers(model: Annotated[str, typer.Argument(help="A torchvision classificati
     names = max(len(", ".join(one.names)) for one in found)
     for one in found:
         shape = " x ".join(str(side) for side in one.shape)
-        _say(f"{one.node:<{width}}  {', '.join(one.names):<{names}}  {one.kind:<5}  {shape}")
+        say(f"{one.node:<{width}}  {', '.join(one.names):<{names}}  {one.kind:<5}  {shape}")
 
 
 @app.command()
@@ -281,37 +282,22 @@ def inspect(file: Annotated[Path, typer.Argument(help="A file that fastclust wro
     from fastclust import describe
 
     for line in describe.describe(file):
-        _say(line)
+        say(line)
 
 
 @app.command()
 def doctor() -> None:
     """Say what machine, devices, versions and backends there are, and why one cannot run."""
-    import torch
+    from fastclust import doctor as checks
 
-    from fastclust import kernels, machine
-
-    about = machine.describe()
-    for key in ("platform", "cpu", "cores", "memory_bytes", "torch_threads", "python", "cuda", "commit"):
-        value = f"{about[key] / 2**30:.1f} GiB" if key == "memory_bytes" and about[key] else about[key]
-        _say(f"{key.removesuffix('_bytes'):<14}{value}")
-    for name, number in about["versions"].items():
-        _say(f"{name:<14}{number or 'not installed'}")
-    for device in about["devices"]:
-        size = device["memory_bytes"] / 2**30
-        _say(f"{'device':<14}{device['name']}, {size:.0f} GiB, compute capability {device['capability']}")
-    if not about["devices"]:
-        _say(f"{'device':<14}no CUDA device: the CPU computes")
-    for where in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        chosen, _, _ = kernels.select("auto", torch.device(where))
-        for name, reason in kernels.available(torch.device(where)).items():
-            state = f"cannot run: {reason}" if reason else "chosen by auto" if name == chosen else "can run"
-            _say(f"{'backend':<14}{name} on {where}: {state}")
+    for line in checks.lines():
+        say(line)
 
 
 def main() -> None:
     """Run the command line and exit."""
     logging.basicConfig(level=logging.WARNING, format="fastclust: %(message)s")
+    warnings.filterwarnings("ignore", module="PIL")  # of oddities in image files that it reads all the same
     status = 0
     try:
         status = app(standalone_mode=False) or 0
@@ -328,12 +314,20 @@ def main() -> None:
             raise
         if os.environ.get("FASTCLUST_TRACEBACK"):
             raise
-        text = _printable(" ".join(str(error).split())) or type(error).__name__
-        err_console.print(f"fastclust: {text}", markup=False)
+        complain(f"fastclust: {_reason(error)}")
         status = 1
-    if status == 130:
-        err_console.print("stopped; finished images are kept: `extract` and `run` go on with --resume", markup=False)
+    if status == 130:  # Typer may have caught the interrupt
+        remark = STOPPED.get(next(iter(sys.argv[1:]), ""))
+        complain(f"stopped; {remark}" if remark else "stopped")
     sys.exit(status)
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line; a plain one of the operating system as FILE: REASON, without its number."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _run(
@@ -345,10 +339,14 @@ def _run(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    from fastclust import pipeline
+    from fastclust.describe import check_replaceable
+    from fastclust.pipeline import run as run_all
+    from fastclust.store import FORMAT
 
-    with _progress() as progress:
-        summary = pipeline.run(
+    if overwrite:
+        check_replaceable(out / "features.h5", FORMAT)
+    with progress_bars() as progress:
+        summary = run_all(
             images,
             out=out,
             layers=layer,
@@ -360,77 +358,27 @@ def _run(
         )
     for name, one in summary["layers"].items():
         state = "converged" if one["converged"] else "not converged (--max-iter)"
-        _say(
+        say(
             f"{name}: {one['rows']} rows of {one['features']}, {one['clusters_in_use']} clusters in use, "
             f"{one['passes']} passes, {state}, bound {one['lower_bound_per_row']:.4f} nats a row"
         )
     if not summary["learned_features"]:
-        _say(f"weights: RANDOM (seed {extraction['seed']}): these are not learned features")
-    _say(f"{summary['images']} images in {summary['seconds']['total']:.1f} s: {out / 'montage.png'}")
-    _end([(one["path"], one["reason"]) for one in summary["left_out"]])
+        say(f"weights: RANDOM (seed {extraction['seed']}): these are not learned features")
+    say(f"{summary['images']} images in {summary['seconds']['total']:.1f} s: {out / 'montage.png'}")
+    end([(one["path"], one["reason"]) for one in summary["left_out"]])
 
 
-def _extraction(
-    model: str,
-    weights: str,
-    size: str,
-    dtype: Precision,
-    batch_size: int,
-    labels: Path | None,
-    seed: int,
-    device: str,
-) -> dict[str, Any]:
-    if size != "full" and not size.isdigit():
-        raise typer.BadParameter(f"--size takes a number of pixels or 'full', and got {size!r}")
-    return {
-        "model": model,
-        "weights": weights,
-        "size": size if size == "full" else int(size),
-        "dtype": dtype.value,
-        "batch_size": batch_size,
-        "labels": labels,
-        "seed": seed,
-        "device": device,
-    }
-
-
-def _mixture(
-    components: int,
-    alpha: float,
-    covariance: Covariance,
-    feature_range: tuple[float, float] | None,
-    tol: float,
-    max_iter: int,
-    seed: int,
-    device: str,
-    backend: str,
-) -> dict[str, Any]:
-    low, high = feature_range or (0.0, 10.0)
-    return {
-        "n_components": components,
-        "weight_concentration_prior": alpha,
-        "covariance_type": covariance.value,
-        "feature_range": None if low == high else (low, high),
-        "tol": tol,
-        "max_iter": max_iter,
-        "random_state": seed,
-        "device": device,
-        "backend": backend,
-    }
-
-
-def _layer(known: dict[str, Any], asked: str | None, file: Path) -> str:
-    if asked is not None:
-        return asked
+def _layer(known: dict[str, Any], asked: list[str] | None, file: Path) -> str:
+    if asked:
+        return asked[0]
     if len(known) != 1:
         raise ValueError(f"{file} has {len(known)} layers: choose one with --layer, of {', '.join(known)}")
     return next(iter(known))
 
 
-def _free(path: Path, overwrite: bool) -> None:
-    """Refuse a path where something is, unless it may be overwritten; and one whose folder is not there."""
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: --overwrite replaces it")
+def _images(store: Any) -> str:
+    done, pending = len(store.finished), sum(image.state == 0 for image in store.images)
+    return f"{done} images" + (f" ({pending} more are not extracted yet)" if pending else "")
 
 
 def _outcome(model: Any) -> str:
@@ -440,56 +388,16 @@ def _outcome(model: Any) -> str:
     )
 
 
-def _end(left_out: list[tuple[str, str]]) -> None:
-    """Name the images that were left out, and exit with 3 where there are any."""
-    for path, reason in left_out:
-        err_console.print(f"left out: {_printable(path)}: {reason}", markup=False)
-    if left_out:
-        raise typer.Exit(3)
-
-
-def _say(line: str) -> None:
-    out_console.print(line, markup=False)
-
-
-def _printable(text: str) -> str:
-    """Return text with what would move a terminal's cursor written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """Yield a callback that draws bars with rates and time left on a terminal, and nothing elsewhere."""
-    columns = (
-        SpinnerColumn(finished_text=" "),
-        TextColumn("{task.description:<16}", markup=False),
-        BarColumn(30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}", markup=False),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[remark]}", markup=False),
-    )
-    with Progress(*columns, console=err_console, disable=not err_console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(step: str, done: int, total: int | None, remark: str) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step, total=total, remark=remark, rate="")
-            task = next(one for one in bars.tasks if one.id == tasks[step])
-            rate = f"{task.speed:.1f}/s" if task.speed else ""
-            bars.update(tasks[step], completed=done, total=total, remark=remark, rate=rate)
-
-        yield report
-
-
 def _version(value: bool) -> None:
     if value:
-        _say(f"fastclust {version('fastclust')}")
+        say(f"fastclust {version('fastclust')}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    show_version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     pass

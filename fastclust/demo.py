@@ -1,11 +1,14 @@
-"""The sample photographs of the demo, from inside the scikit-learn and scikit-image packages."""
+"""What the demo runs on: photographs inside the scikit-learn and scikit-image packages, and what weights there are."""
 
 from __future__ import annotations
 
+import socket
 from importlib.resources import files
 from pathlib import Path
 
-MODEL = "vgg16"
+from fastclust.weights import pretrained_file
+
+PATIENCE = 5.0  # seconds without an answer, after which there is no network
 LAYERS = ("relu1_2", "relu2_2", "relu4_3")
 SAMPLES = {
     "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
@@ -28,3 +31,21 @@ def sample_images() -> list[Path]:
 def default_layers(model: str) -> list[str]:
     """Return the layers of the demo: three depths, by name for VGG, by the number of the weight layer for others."""
     return list(LAYERS) if model.startswith("vgg1") else ["2", "4", "8"]
+
+
+def choose_weights(model: str) -> tuple[str, str]:
+    """Return "pretrained", or "random" and why, where those are not in torchvision's cache and cannot be downloaded.
+
+    What else is wrong with the model or its file, a run with "pretrained" says.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        pretrained_file(model)
+    except ConnectionError as error:
+        return "random", str(error)
+    except ValueError:
+        return "pretrained", ""
+    finally:
+        socket.setdefaulttimeout(before)
+    return "pretrained", ""

@@ -21,23 +21,42 @@ def describe(path: Path) -> Iterator[str]:
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     if path.is_dir():
-        if not (path / "summary.json").is_file():
+        parts = [path / name for name in ("summary.json", "features.h5") if (path / name).is_file()]
+        if not parts:
             raise ValueError(f"{path} is a folder without a summary.json: expected a file, or the folder of a run")
-        path = path / "summary.json"
+        if parts[0].name == "features.h5":
+            yield f"{path}: a run that has not ended; `fastclust run --resume` goes on"
+        path = parts[0]
     if path.suffix == ".json":
         yield from _summary(path)
-    elif _format(path) == model_file.FORMAT:
+    elif format_of(path) == model_file.FORMAT:
         yield from _model(path)
     else:
         yield from _store(path)
 
 
-def _format(path: Path) -> str | None:
+def format_of(path: Path) -> str | None:
+    """Return the format that an HDF5 file says it has, "" where it says none, None where it cannot be read as HDF5."""
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return str(file.attrs.get("format"))
-    except OSError:
-        return None  # reading it as a store says what is wrong with it
+            return str(file.attrs.get("format", ""))
+    except (OSError, RuntimeError):
+        return None
+
+
+def check_replaceable(path: Path, wanted: str) -> None:
+    """Refuse to replace a file that is something else than what will be written, such as a photograph or the input.
+
+    Nothing there, an empty file, and a damaged HDF5 file may be replaced. Raises FileExistsError.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    found = format_of(path)
+    with path.open("rb") as file:
+        damaged = found is None and file.read(len(store.SIGNATURE)) == store.SIGNATURE
+    if found != wanted and not damaged:
+        what = f"a {found} file" if found else "a file that fastclust did not write"
+        raise FileExistsError(f"{path} is {what}, and would be replaced by a {wanted} file: name another file")
 
 
 def _store(path: Path) -> Iterator[str]:
@@ -77,5 +96,5 @@ def _summary(path: Path) -> Iterator[str]:
         for name, layer in summary["layers"].items():
             yield f"layer     {name}: {layer['rows']} rows, {layer['clusters_in_use']} clusters in use"
         yield f"seconds   {', '.join(f'{step} {seconds:.1f}' for step, seconds in summary['seconds'].items())}"
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a summary that `fastclust run` wrote ({error!r})") from None

@@ -32,7 +32,7 @@ from fastclust.plan import (
     open_weights,
     plan_images,
 )
-from fastclust.store import DONE, LEFT_OUT, PENDING, ImageRecord, Store, open_store
+from fastclust.store import DONE, LEFT_OUT, PENDING, ImageRecord, LayerRecord, Store, open_store
 from fastclust.writer import StoreWriter, create_store
 
 __all__ = ["ExtractReport", "LayerInfo", "extract", "find_images", "input_image", "list_layers", "list_models"]
@@ -75,6 +75,7 @@ def extract(
     device: str = "auto",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[Sequence[LayerRecord]], None] | None = None,
 ) -> ExtractReport:
     """Extract the features of images at layers of a torchvision classification model into a store.
 
@@ -122,12 +123,18 @@ def extract(
         for image, name, (label, group) in zip(found, safe_names(found), read_labels(found, labels), strict=True)
     ]
     if resume and path.exists():
-        check_same(open_store(path), provenance, records)
+        before = open_store(path)
+        check_same(before, provenance, records)
+        planned = list(before.layers.values())
         network.load(state, source, where)
+        if check is not None:
+            check(planned)
         writer = StoreWriter(path)
     else:
         records, planned = plan_images(records, network, size)
         network.load(state, source, where)
+        if check is not None:
+            check(planned)
         writer = create_store(path, records, planned, dtype, provenance, overwrite=overwrite)
     del state
     report = ExtractReport()

@@ -62,6 +62,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{path} is not a readable HDF5 file (another format, or cut short): {error}") from None
     except KeyError as error:
         raise ValueError(f"{path} is a model with parts missing: {error}") from None
+    except (AttributeError, RuntimeError, TypeError) as error:  # what h5py makes of wrong bytes
+        raise ValueError(f"{path} is damaged: HDF5 cannot read it ({error})") from None
 
 
 def _put(group: h5py.Group, name: str, value: Any) -> None:

@@ -131,6 +131,8 @@ def open_store(path: str | Path) -> Store:
             return _read(path, file)
     except KeyError as error:
         raise ValueError(f"{path} is damaged: a part of a feature store is missing ({error.args[0]})") from error
+    except (AttributeError, RuntimeError, TypeError) as error:  # what h5py makes of wrong bytes
+        raise ValueError(f"{path} is damaged: HDF5 cannot read it ({error})") from error
     except OSError as error:
         found = re.search(r"stored_eof = (\d+)", str(error))
         if found:

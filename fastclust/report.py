@@ -1,0 +1,115 @@
+"""What a run leaves for people: the montage of its label images, and the summary of what was done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastclust import machine, picture
+from fastclust.extract import ExtractReport, input_image
+from fastclust.labels import Labels
+from fastclust.store import Store
+
+MONTAGE_IMAGES = 16
+
+
+def draw_montage(store: Store, layers: Sequence[Labels], path: Path) -> None:
+    """Write the montage: inputs first, then a column a layer, clusters in use above it and below each image."""
+    shown = _even(len(store.finished), MONTAGE_IMAGES)
+    records = [store.images[store.finished[place]] for place in shown]
+    columns = [
+        picture.Column(
+            name=labels.layer.name,
+            images=[picture.paint(labels.images[place], labels.colours) for place in shown],
+            caption=f"{labels.model.n_active_} clusters in use",
+            notes=[f"{len(labels.present[place])} here" for place in shown],
+        )
+        for labels in layers
+    ]
+    provenance = store.provenance
+    notes = []
+    if provenance["weights"] == "random":
+        notes.append(f"Random weights (seed {provenance['seed']}): these are not learned features.")
+    if len(shown) < len(store.finished):
+        notes.append(f"{len(shown)} of {len(store.finished)} images are shown.")
+    page = picture.montage(
+        [input_image(record, provenance) for record in records],
+        columns,
+        title=f"{provenance['model']}: clusters of feature-map pixels",
+        note=" ".join(notes) or None,
+        row_names=[record.name for record in records],
+    )
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        page.save(aside, format="PNG")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def summarise_layer(labels: Labels, fitting: float) -> dict[str, Any]:
+    """Return what the summary says of a layer; fitting: seconds."""
+    model, record = labels.model, labels.layer
+    return {
+        "node": record.node,
+        "kind": record.kind,
+        "rows": int(model.counts_.sum()),
+        "features": record.n_features,
+        "clusters_in_use": model.n_active_,
+        "clusters_in_use_per_image": [len(present) for present in labels.present],
+        "passes": model.n_iter_,
+        "converged": model.converged_,
+        "lower_bound_per_row": model.lower_bound_,
+        "seconds": {"fit": fitting, "label": labels.seconds},
+    }
+
+
+def summarise(
+    store: Store,
+    report: ExtractReport,
+    layers: Sequence[Labels],
+    per_layer: dict[str, Any],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Return what summary.json holds."""
+    provenance, model = store.provenance, layers[0].model
+    return {
+        "model": provenance["model"],
+        "weights": provenance["weights"],
+        "weights_source": provenance["weights_source"],
+        "weights_sha256": provenance["weights_sha256"],
+        "learned_features": provenance["weights"] != "random",
+        "size": provenance["size"],
+        "dtype": provenance["dtype"],
+        "seed": model.random_state,
+        "mixture": {name: value for name, value in model.get_params().items() if name not in ("device", "backend")},
+        "backend": model.backend_,
+        "device": model.device_,
+        "images": report.done,
+        "left_out": [{"path": path, "reason": reason} for path, reason in report.left_out],
+        "layers": per_layer,
+        "seconds": seconds,
+        "seconds_of_extraction": report.seconds,
+        "peak_memory_bytes": machine.peak_memory(),
+        "machine": machine.describe(),
+    }
+
+
+def _even(n: int, most: int) -> list[int]:
+    """Return at most `most` of the first n places, evenly spread."""
+    return list(range(n)) if n <= most else [int(place) for place in np.linspace(0, n - 1, most).round()]
