@@ -57,18 +57,21 @@ class Linear:
             torch.linalg.vecdot(y, y, out=columns[:, self.n_features])
         logits = torch.addmm(self.const, self.linear, columns.T, out=space.logits(len(y)))
         if self.tight is not None:
-            wide = y.double()
-            square = wide * wide
-            space.wide = torch.cat([wide, square if self.kind == "diag" else square.sum(1, keepdim=True)], 1)
-            logits[self.tight] = torch.addmm(self.tight_const, self.tight_linear, space.wide.T).to(self.dtype)
+            wide = space.wide(len(y), self.n_columns)
+            y64 = wide[:, : self.n_features].copy_(y)
+            if self.kind == "diag":
+                torch.mul(y64, y64, out=wide[:, self.n_features :])
+            else:
+                torch.linalg.vecdot(y64, y64, out=wide[:, self.n_features])
+            logits[self.tight] = torch.addmm(self.tight_const, self.tight_linear, wide.T).to(self.dtype)
         return logits
 
     def add_moments(self, y: torch.Tensor, p: torch.Tensor, space: Space, total: Sums) -> None:
         """Add the moments of rows (n, D), of which log_rho was asked last, for responsibilities p (K, n)."""
         nk, both = p.sum(1).double(), (p @ space.columns[: len(y)]).double()  # (K,), (K, P)
         if self.tight is not None:  # all three, for they are subtracted from one another
-            wide = p[self.tight].double()
-            nk[self.tight], both[self.tight] = wide.sum(1), wide @ space.wide
+            p64 = p[self.tight].double()
+            nk[self.tight], both[self.tight] = p64.sum(1), p64 @ space.wide(len(y), self.n_columns)
         total.nk += nk
         total.sx += both[:, : self.n_features]
         total.sxx += both[:, self.n_features :].view_as(total.sxx)
@@ -99,16 +102,16 @@ class Tied:
 
     def log_rho(self, y: torch.Tensor, space: Space) -> torch.Tensor:
         """Return ln rho (K, n) of rows (n, D)."""
-        space.wide = y.double()
-        whitened = (space.wide - self.middle) @ self.root  # (n, D)
+        y64 = space.wide(len(y), self.n_features).copy_(y)
+        whitened = (y64 - self.middle) @ self.root  # (n, D)
         linear = torch.addmm(self.const, self.linear, whitened.T)
         return space.logits(len(y)).copy_(linear.sub_(torch.linalg.vecdot(whitened, whitened), alpha=0.5))
 
     def add_moments(self, y: torch.Tensor, p: torch.Tensor, space: Space, total: Sums) -> None:
         """Add the moments of rows (n, D) for responsibilities p (K, n)."""
-        wide = p.double()
-        total.nk += wide.sum(1)
-        total.sx += wide @ space.wide
+        p64 = p.double()
+        total.nk += p64.sum(1)
+        total.sx += p64 @ space.wide(len(y), self.n_features)
 
 
 class Full:
@@ -139,8 +142,10 @@ class Full:
         logits = space.logits(len(y))
         size = tile_rows(self.n_features * 3 * y.element_size(), y.device) if y.device.type == "cpu" else len(y)
         for low in range(0, len(y), size):
-            across = y[low : low + size].T.contiguous()  # (D, n)
-            moved, root = across.new_ones(self.n_features + 1, across.shape[1]), torch.empty_like(across)
+            strip = y[low : low + size].T  # (D, n)
+            across, moved, root = space.strips(self.n_features, strip.shape[1])
+            across.copy_(strip)
+            moved[-1] = 1
             for k in range(self.n_components):
                 torch.sub(across, self.means[k, :, None], out=moved[:-1])
                 torch.mm(self.roots[k], moved, out=root)
@@ -185,10 +190,24 @@ class Space:
         self.columns = torch.empty(tile, max(form.n_columns, form.n_features), dtype=dtype, device=device)
         self._pair = torch.empty(2, form.n_components * tile, dtype=dtype, device=device)
         self._k, self._d = form.n_components, form.n_features
-        self.wide = torch.empty(0)  # what a form needs of the rows in float64
+        self._wide = self._strips = torch.empty(0, device=device)
+        self._device, self._dtype = device, dtype
 
     def y(self, n: int) -> torch.Tensor:
         return self.columns[:n, : self._d]
+
+    def wide(self, n: int, columns: int) -> torch.Tensor:
+        """Return room for rows in float64; what was written there stays until the next tile."""
+        if self._wide.numel() < n * columns:
+            self._wide = torch.empty(n * columns, dtype=torch.float64, device=self._device)
+        return self._wide[: n * columns].view(n, columns)
+
+    def strips(self, d: int, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return room for rows on their side: (d, n), (d + 1, n) and (d, n)."""
+        if self._strips.numel() < (3 * d + 1) * n:
+            self._strips = torch.empty((3 * d + 1) * n, dtype=self._dtype, device=self._device)
+        whole = self._strips[: (3 * d + 1) * n].view(3 * d + 1, n)
+        return whole[:d], whole[d : 2 * d + 1], whole[2 * d + 1 :]
 
     def logits(self, n: int) -> torch.Tensor:
         return self._pair[0, : self._k * n].view(self._k, n)
