@@ -113,7 +113,7 @@ def summarise(blocks: Blocks, *, outer: bool) -> Summary:
             wide = rows.double()
             low, high = wide.aminmax(dim=0)
             if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
-                _raise_not_finite(wide, n)
+                check_finite(wide, n)
             minimum, maximum = torch.minimum(minimum, low), torch.maximum(maximum, high)
             here = wide.mean(0)
             wide = wide - here
@@ -127,8 +127,12 @@ def summarise(blocks: Blocks, *, outer: bool) -> Summary:
     return Summary(n, mean.cpu(), scatter.cpu(), minimum.cpu(), maximum.cpu())
 
 
-def _raise_not_finite(rows: torch.Tensor, first: int) -> None:
-    row, column = (int(i) for i in torch.nonzero(~torch.isfinite(rows))[0])
+def check_finite(rows: torch.Tensor, first: int) -> None:
+    """Raise ValueError that names the first NaN or infinity in rows (n, D), of which the first is row `first`."""
+    wrong = torch.nonzero(~torch.isfinite(rows))
+    if not len(wrong):
+        return
+    row, column = (int(i) for i in wrong[0])
     raise ValueError(
         f"the input contains NaN or infinity: {rows[row, column].item()} in row {first + row}, feature {column} "
         "(counted from 0); leave such rows out"

@@ -166,5 +166,6 @@ def load(path: str | os.PathLike[str]) -> DPGMM:
         raise ValueError(f"{path} has parameters that this fastclust does not know: {sorted(set(parameters) - known)}")
     model = DPGMM(**parameters)
     for name, value in fitted.items():
-        setattr(model, name, value)
+        if name.endswith("_") and not hasattr(DPGMM, name):  # fitted attributes only, whatever the file says
+            setattr(model, name, value)
     return model

@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from fastclust import engine, initialise, kernels, model_file, variational
-from fastclust.blocks import Blocks, Summary, summarise
+from fastclust.blocks import Blocks, Summary, check_finite, summarise
 from fastclust.priors import set_priors
 from fastclust.rows import Rows, centre_of, scatter_about, unclaimed_scatter
 
@@ -77,7 +77,10 @@ class Mixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             rows.backend.responsibilities(block, coefficients, rows.frame, rows.dtype, rows.block_rows)
             for block in rows.blocks
         ]
-        return _like(X, torch.cat(parts))
+        proba = torch.cat(parts)
+        if not bool(torch.isfinite(proba).all()):
+            check_finite(torch.cat(list(rows.blocks)), 0)
+        return _like(X, proba)
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw rows from the mixture at its posterior means, in unmapped units.
@@ -278,9 +281,15 @@ class Mixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         )
 
     def _assigned(self, rows: Rows, posterior: variational.Posterior) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        coefficients = engine.coefficients(posterior)
+        coefficients, seen = engine.coefficients(posterior), 0
         for block in rows.blocks:
-            yield rows.backend.assign(block, coefficients, rows.frame, rows.dtype, rows.block_rows)
+            labels, density = rows.backend.assign(block, coefficients, rows.frame, rows.dtype, rows.block_rows)
+            finite = torch.isfinite(density)
+            if not bool(finite.all()):
+                check_finite(block, seen)
+                raise ValueError(f"the log-density of row {seen + int((~finite).nonzero()[0])} overflows {self.dtype}")
+            seen += len(block)
+            yield labels, density
 
     def _reporter(
         self, start: int, n_rows: int, on_pass: Callable[[int, float, float], None] | None

@@ -65,6 +65,10 @@ def open_weights(model: str, weights: str | Path, seed: int, size: int | str) ->
     if weights == "pretrained":
         file, name = pretrained_file(model)
         return read_weights(file), name, file_sha256(file)
+    if isinstance(weights, str) and not Path(weights).suffix and not Path(weights).exists():
+        raise FileNotFoundError(
+            f"weights are 'pretrained', 'random', or a .pth or .safetensors file; no file {weights!r}"
+        )
     state = read_weights(weights)
     return state, str(weights), file_sha256(weights)
 

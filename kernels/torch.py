@@ -1,7 +1,7 @@
 """Plain torch on any device: tiles of rows that fit the cache, matrix products, and one sweep for the softmax.
 
-Responsibilities below e^FLOOR of the row's largest are zero: denormal numbers would cost more than half of a pass, and
-e^-40 weighs less than 1e-8 of a row, summed over a billion rows.
+Responsibilities below e^FLOOR of the row's largest are zero: denormal numbers would cost more than half of a pass, in
+exp() and again in the products, and e^-40 weighs less than 1e-8 of a row, summed over a billion rows.
 
 On the CPU each thread works through tiles of its own with one-threaded operations: forking and joining inside every
 operation on a tile of a megabyte costs about a fifth of the pass.
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import add
-from threading import Barrier, Lock
 from typing import TypeVar
 
 import torch
@@ -49,7 +48,7 @@ def statistics(
         space = Space(form, tile, dtype, rows.device)
         for low in range(start, stop, tile):
             high = min(low + tile, stop)
-            y = frame.read(rows[low:high], space.y(high - low))
+            y = _read(rows[low:high], frame, space)
             logits = form.log_rho(y, space)  # (K, n)
             peak, log_sum, p = _softmax(logits, space)
             w = None if weights is None else weights[low:high].to(dtype)
@@ -110,7 +109,7 @@ def assign(
         space = Space(form, tile, dtype, rows.device)
         for low in range(start, stop, tile):
             high = min(low + tile, stop)
-            y = frame.read(rows[low:high], space.y(high - low))
+            y = _read(rows[low:high], frame, space)
             logits = form.log_rho(y, space)
             labels[low:high] = logits.argmax(0)
             peak, log_sum, _ = _softmax(logits, space)
@@ -135,7 +134,7 @@ def responsibilities(
         space = Space(form, tile, dtype, rows.device)
         for low in range(start, stop, tile):
             high = min(low + tile, stop)
-            y = frame.read(rows[low:high], space.y(high - low))
+            y = _read(rows[low:high], frame, space)
             logits = form.log_rho(y, space)
             out[low:high] = torch.softmax(logits, 0).T  # no floor: what is shown to a user underflows to zero
 
@@ -143,12 +142,18 @@ def responsibilities(
     return out
 
 
+def _read(rows: torch.Tensor, frame: Frame, space: Space) -> torch.Tensor:
+    """Return rows as seen in the frame: the rows themselves where there is nothing to do."""
+    if frame.shift is None and frame.scale is None and rows.dtype == space.dtype:
+        return rows
+    return frame.read(rows, space.y(len(rows)))
+
+
 def _softmax(logits: torch.Tensor, space: Space) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Turn logits (K, n) into their distance below the row's peak, in place; return peak, ln sum (n,) and r (K, n)."""
+    """Take the row's peak from logits (K, n), in place; return peak (n,), ln sum rho - peak (n,) and r (K, n)."""
     peak = logits.amax(0)
     floor = FLOOR[logits.dtype]
-    logits.sub_(peak).clamp_(min=floor)
-    p = torch.exp(logits, out=space.p(logits.shape[1]))
+    p = torch.exp(logits.sub_(peak).clamp_(min=floor), out=space.p(logits.shape[1]))
     torch.threshold_(p, 1.5 * math.exp(floor), 0.0)
     total = p.sum(0)
     p.mul_(total.reciprocal())
@@ -166,37 +171,28 @@ def _over_tiles(n_rows: int, tile: int, device: torch.device, work: Callable[[in
         with torch.no_grad():
             return [work(0, n_rows, min(tile, max(n_rows, 1)))]
     parts = [(low, min(low + share, n_rows), min(tile, share)) for low in range(0, n_rows, share)]
-    return list(_pool(threads).map(lambda part: _one_threaded(work, part), parts))
+    try:
+        return list(_pool(threads).map(lambda part: _one_threaded(work, part), parts))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _one_threaded(work: Callable[[int, int, int], T], part: tuple[int, int, int]) -> T:
+    # OpenMP's number of threads is the calling thread's own, but the matrix library's is the process's: each pass sets
+    # it, and the caller sets its own number again after the pass.
+    torch.set_num_threads(1)
     with torch.no_grad():
         return work(*part)
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}
-_pools_lock = Lock()
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return the pool of that many workers, made at first use; each runs its torch operations on one thread.
-
-    torch.set_num_threads acts on the thread that calls it and on threads yet to come, so the caller's own number is
-    set again once every worker has started.
-    """
-    with _pools_lock:
-        if threads not in _pools:
-            all_started = Barrier(threads)
-            pool = ThreadPoolExecutor(threads, thread_name_prefix="fastclust")
-
-            def start(_: int) -> None:
-                torch.set_num_threads(1)
-                all_started.wait()
-
-            list(pool.map(start, range(threads)))
-            torch.set_num_threads(threads)
-            _pools[threads] = pool
-        return _pools[threads]
+    """Return the pool of that many workers, made at first use."""
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="fastclust")
+    return _pools[threads]
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,8 +2,8 @@
 
 Linear: spherical and diag are linear in a few columns of a row, so the E-step is one product and the moments another:
 
-    diag        columns [y, y^2]      ln rho = const + y . (lambda m) - 1/2 y^2 . lambda
-    spherical   columns [y, |y|^2]    ln rho = const + y . (lambda m) - 1/2 |y|^2 lambda
+    diag        columns y and [y^2, 1]      ln rho = y . (lambda m) + [y^2, 1] . [-1/2 lambda, const]
+    spherical   columns y and [|y|^2, 1]    ln rho = y . (lambda m) + [|y|^2, 1] . [-1/2 lambda, const]
 
 That form cancels in float32 for a component whose precision is large against its distance from the frame's origin:
 the error of ln rho is about 1e-7 sum_d lambda_kd m_kd^2. Components for which that sum passes TIGHT are computed in
@@ -19,7 +19,7 @@ import torch
 from fastclust.kernels.contract import Coefficients, Statistics
 
 TIGHT = 3e3  # nats; at 5e3 a variance of relu features was seen to err by 3e-4
-TILE_BYTES = {"cpu": 2 << 20}  # about the second-level cache; measured best of 0.5 to 4 MiB on two kinds of server
+TILE_BYTES = {"cpu": 4 << 20}  # measured best of 0.25 to 4 MiB: smaller tiles pay more for starting operations
 TILE_BYTES_DEVICE = 512 << 20  # on an accelerator: enough work for one launch
 TILE_ROWS = (64, 1 << 20)
 
@@ -34,47 +34,50 @@ class Linear:
         self.n_components, self.n_features = m.shape
         scale = precision if self.kind == "diag" else precision[:, None]
         square = (scale * m**2).sum(1)  # (K,)
-        linear = torch.cat([scale * m, -0.5 * scale], 1)  # (K, P)
-        const = (coefficients.offset - 0.5 * square)[:, None]  # (K, 1)
-        self.n_columns = linear.shape[1]
-        self.linear, self.const = linear.to(dtype), const.to(dtype)
+        first = scale * m  # (K, D)
+        rest = torch.cat([(-0.5 * scale), (coefficients.offset - 0.5 * square)[:, None]], 1)  # (K, D + 1) or (K, 2)
+        self.n_rest = rest.shape[1]
+        self.first, self.rest = first.to(dtype), rest.to(dtype)
         self.tight: torch.Tensor | None = None
         if dtype != torch.float64 and bool((square > TIGHT).any()):
             self.tight = torch.nonzero(square > TIGHT)[:, 0]
-            self.tight_linear, self.tight_const = linear[self.tight], const[self.tight]
+            self.tight_linear = torch.cat([first, rest], 1)[self.tight]
         self.about = torch.zeros_like(m)
 
     def row_bytes(self) -> int:
         """Return what a row of a tile takes in the cache."""
-        return self.linear.element_size() * (self.n_columns + 2 * self.n_components)
+        return self.first.element_size() * (self.n_features + self.n_rest + 2 * self.n_components)
 
     def log_rho(self, y: torch.Tensor, space: Space) -> torch.Tensor:
         """Return ln rho (K, n) of rows (n, D)."""
-        columns = space.columns[: len(y)]
-        if self.kind == "diag":
-            torch.mul(y, y, out=columns[:, self.n_features :])
-        else:
-            torch.linalg.vecdot(y, y, out=columns[:, self.n_features])
-        logits = torch.addmm(self.const, self.linear, columns.T, out=space.logits(len(y)))
+        logits = torch.mm(self.rest, self._squares(y, space.rest(len(y))).T, out=space.logits(len(y)))
+        logits.addmm_(self.first, y.T)
         if self.tight is not None:
-            wide = space.wide(len(y), self.n_columns)
-            y64 = wide[:, : self.n_features].copy_(y)
-            if self.kind == "diag":
-                torch.mul(y64, y64, out=wide[:, self.n_features :])
-            else:
-                torch.linalg.vecdot(y64, y64, out=wide[:, self.n_features])
-            logits[self.tight] = torch.addmm(self.tight_const, self.tight_linear, wide.T).to(self.dtype)
+            wide = space.wide(len(y), self.n_features + self.n_rest)
+            self._squares(wide[:, : self.n_features].copy_(y), wide[:, self.n_features :])
+            logits[self.tight] = torch.mm(self.tight_linear, wide.T).to(self.dtype)
         return logits
 
     def add_moments(self, y: torch.Tensor, p: torch.Tensor, space: Space, total: Sums) -> None:
         """Add the moments of rows (n, D), of which log_rho was asked last, for responsibilities p (K, n)."""
-        nk, both = p.sum(1).double(), (p @ space.columns[: len(y)]).double()  # (K,), (K, P)
-        if self.tight is not None:  # all three, for they are subtracted from one another
-            p64 = p[self.tight].double()
-            nk[self.tight], both[self.tight] = p64.sum(1), p64 @ space.wide(len(y), self.n_columns)
-        total.nk += nk
+        if self.tight is None:
+            total.sx += p @ y
+            total.rest += p @ space.rest(len(y))
+            return
+        both = torch.cat([p @ y, p @ space.rest(len(y))], 1).double()
+        # All sums of a tight component, for they are subtracted from one another.
+        both[self.tight] = p[self.tight].double() @ space.wide(len(y), self.n_features + self.n_rest)
         total.sx += both[:, : self.n_features]
-        total.sxx += both[:, self.n_features :].view_as(total.sxx)
+        total.rest += both[:, self.n_features :]
+
+    def _squares(self, y: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write the columns that follow y (n, D) into out (n, D + 1 or 2): squares, or their sum, and ones."""
+        if self.kind == "diag":
+            torch.mul(y, y, out=out[:, :-1])
+        else:
+            torch.linalg.vecdot(y, y, out=out[:, 0])
+        out[:, -1] = 1
+        return out
 
 
 class Tied:
@@ -89,7 +92,7 @@ class Tied:
         self.kind = coefficients.covariance_type
         m, root = coefficients.means, coefficients.precision
         self.n_components, self.n_features = m.shape
-        self.n_columns = self.n_features
+        self.n_rest = 1
         self.middle = m.mean(0)  # (D,)
         self.root = root.T.contiguous()
         self.linear = (m - self.middle) @ self.root  # (K, D)
@@ -110,7 +113,7 @@ class Tied:
     def add_moments(self, y: torch.Tensor, p: torch.Tensor, space: Space, total: Sums) -> None:
         """Add the moments of rows (n, D) for responsibilities p (K, n)."""
         p64 = p.double()
-        total.nk += p64.sum(1)
+        total.rest += p64.sum(1, keepdim=True)
         total.sx += p64 @ space.wide(len(y), self.n_features)
 
 
@@ -124,7 +127,7 @@ class Full:
     def __init__(self, coefficients: Coefficients, dtype: torch.dtype) -> None:
         self.kind = coefficients.covariance_type
         self.n_components, self.n_features = coefficients.means.shape
-        self.n_columns = self.n_features
+        self.n_rest = 1
         self.dtype = dtype
         self.means = coefficients.means.to(dtype)  # (K, D)
         lost = coefficients.means - self.means.double()
@@ -154,7 +157,7 @@ class Full:
 
     def add_moments(self, y: torch.Tensor, p: torch.Tensor, space: Space, total: Sums) -> None:
         """Add the moments of rows (n, D) for responsibilities p (K, n)."""
-        total.nk += p.sum(1)
+        total.rest += p.sum(1, keepdim=True)
         component, row = torch.nonzero(p, as_tuple=True)
         counts = torch.bincount(component, minlength=self.n_components).tolist()
         weight = p[component, row][:, None]
@@ -184,17 +187,21 @@ def tile_rows(row_bytes: int, device: torch.device) -> int:
 
 
 class Space:
-    """The buffers of one worker, allocated once: rows, their columns, logits and responsibilities of a tile."""
+    """The buffers of one worker, allocated once: fresh memory at every tile would cost more than the arithmetic."""
 
     def __init__(self, form: Form, tile: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.columns = torch.empty(tile, max(form.n_columns, form.n_features), dtype=dtype, device=device)
+        self._y = torch.empty(tile, form.n_features, dtype=dtype, device=device)
+        self._rest = torch.empty(tile, form.n_rest, dtype=dtype, device=device)
         self._pair = torch.empty(2, form.n_components * tile, dtype=dtype, device=device)
-        self._k, self._d = form.n_components, form.n_features
+        self._k = form.n_components
         self._wide = self._strips = torch.empty(0, device=device)
-        self._device, self._dtype = device, dtype
+        self._device, self.dtype = device, dtype
 
     def y(self, n: int) -> torch.Tensor:
-        return self.columns[:n, : self._d]
+        return self._y[:n]
+
+    def rest(self, n: int) -> torch.Tensor:
+        return self._rest[:n]
 
     def wide(self, n: int, columns: int) -> torch.Tensor:
         """Return room for rows in float64; what was written there stays until the next tile."""
@@ -205,7 +212,7 @@ class Space:
     def strips(self, d: int, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return room for rows on their side: (d, n), (d + 1, n) and (d, n)."""
         if self._strips.numel() < (3 * d + 1) * n:
-            self._strips = torch.empty((3 * d + 1) * n, dtype=self._dtype, device=self._device)
+            self._strips = torch.empty((3 * d + 1) * n, dtype=self.dtype, device=self._device)
         whole = self._strips[: (3 * d + 1) * n].view(3 * d + 1, n)
         return whole[:d], whole[d : 2 * d + 1], whole[2 * d + 1 :]
 
@@ -221,11 +228,13 @@ class Sums:
 
     def __init__(self, form: Form, device: torch.device) -> None:
         k, d = form.n_components, form.n_features
-        shape = {"diag": (k, d), "spherical": (k,), "full": (k, d, d), "tied": (0,)}[form.kind]
-        self.tied, self.about = form.kind == "tied", form.about
-        self.nk, self.sx, self.sxx, self.log_norm, self.entropy = (
-            torch.zeros(size, dtype=torch.float64, device=device) for size in ((k,), (k, d), shape, (), ())
+        full = (k, d, d) if form.kind == "full" else (0,)
+        self.kind, self.about = form.kind, form.about
+        # rest: what stands beside sx in a linear form, the squares' sums, and nk in the last column
+        self.sx, self.rest, self.sxx = (
+            torch.zeros(size, dtype=torch.float64, device=device) for size in ((k, d), (k, form.n_rest), full)
         )
+        self._rows: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def add_rows(
         self, peak: torch.Tensor, log_sum: torch.Tensor, p: torch.Tensor, logits: torch.Tensor, w: torch.Tensor | None
@@ -233,10 +242,10 @@ class Sums:
         """Add ln sum rho = peak + log_sum, and the entropy of a row, log_sum - sum_k r (ln rho - peak)."""
         if w is not None:
             peak, log_sum = peak * w, log_sum * w
-        spread = log_sum.sum(dtype=torch.float64)
-        self.log_norm += peak.sum(dtype=torch.float64) + spread
-        self.entropy += spread - torch.dot(p.reshape(-1), logits.reshape(-1))
+        self._rows.append((peak.sum(), log_sum.sum(), torch.dot(p.view(-1), logits.view(-1))))
 
     def result(self) -> Statistics:
         """Return the sums of all rows added so far."""
-        return Statistics(self.nk, self.sx, None if self.tied else self.sxx, self.log_norm, self.entropy, self.about)
+        peak, spread, product = (torch.stack(column).double().sum() for column in zip(*self._rows, strict=True))
+        squares = {"diag": self.rest[:, :-1], "spherical": self.rest[:, 0], "full": self.sxx}.get(self.kind)
+        return Statistics(self.rest[:, -1], self.sx, squares, peak + spread, spread - product, self.about)

@@ -114,6 +114,7 @@ def test_integers_and_half_precision():
     assert (fit(X > 0).predict(X > 0) >= 0).all()
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_torch_in_torch_out():
     X = torch.from_numpy(blobs(300, 3))
     model = fit(X)
@@ -286,6 +287,25 @@ NOT_ROWS = [
 def test_rows_that_cannot_be_fitted_are_named(rows, kind, message):
     with pytest.raises(kind, match=message):
         DPGMM(2).fit(rows)
+
+
+def test_nan_is_named_when_predicting_too():
+    X = blobs(50, 3)
+    model = fit(X, n_components=2)
+    X[17, 2] = np.nan
+    for method in (model.predict, model.score_samples, model.score, model.predict_proba):
+        with pytest.raises(ValueError, match="nan in row 17, feature 2"):
+            method(X)
+
+
+def test_a_loaded_model_can_be_fitted_again_and_its_file_cannot_replace_methods(tmp_path):
+    X = blobs(50, 3)
+    fit(X, n_components=2, feature_range=(0, 10), mean_prior=np.zeros(3)).save(tmp_path / "model.h5")
+    with h5py.File(tmp_path / "model.h5", "r+") as file:
+        file["fitted"]["predict"] = 1.0
+        file["fitted"]["__init__"] = 1.0
+    loaded = fastclust.load(tmp_path / "model.h5")
+    assert loaded.fit(X).predict(X).shape == (50,)
 
 
 def test_other_widths_and_unfitted_models_are_named():
