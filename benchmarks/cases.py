@@ -70,10 +70,10 @@ def suite(name: str) -> list[Case]:
         for covariance in ("diag", "spherical", "tied"):
             cases.append(Case(data, 50_176, 64, 50, covariance))
         # scikit-learn's fit takes up to a minute here.
-        cases.append(Case(data, 50_176, 64, 50, "full", repeats=5, fit_repeats=1))
+        cases.append(Case(data, 50_176, 64, 50, "full", repeats=3, fit_repeats=1))
     for n, d in ((12_544, 128), (3_136, 256), (784, 512)):  # the deeper layers of one image
         cases.append(Case("relu", n, d, 50, "diag"))
-        cases.append(Case("relu", n, d, 50, "full", repeats=5, fit_repeats=1))
+        cases.append(Case("relu", n, d, 50, "full", repeats=3, fit_repeats=1))
     cases += [Case("relu", n, 64, 50, "diag") for n in (10_000, 100_000)]
-    cases.append(Case("relu", 1_000_000, 64, 50, "diag", repeats=5, fit_repeats=1))
+    cases.append(Case("relu", 1_000_000, 64, 50, "diag", repeats=3, fit_repeats=1))
     return cases

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,22 @@ from fastclust import variational
 from fastclust.kernels import Coefficients, Statistics
 from fastclust.rows import Rows
 from fastclust.variational import Posterior, Prior
+
+SMALL = 1 << 20  # numbers in the covariances
+
+
+@contextmanager
+def _one_thread_where_small(posterior: Posterior) -> Iterator[None]:
+    """Run K-sized operations on one thread: a second goes on spinning into the pass, and costs it a third."""
+    threads = torch.get_num_threads()
+    if posterior.covariances.numel() >= SMALL:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -59,9 +76,12 @@ def ascend(
     """
     posterior, bounds = start, list[float]()
     for n_pass in range(1, max_passes + 1):
-        statistics = rows.statistics(coefficients(posterior))
-        posterior = posterior_of(prior, statistics, scatter)
-        bound = float(variational.lower_bound(posterior, statistics.entropy))
+        with _one_thread_where_small(posterior):
+            estep = coefficients(posterior)
+        statistics = rows.statistics(estep)
+        with _one_thread_where_small(posterior):
+            posterior = posterior_of(prior, statistics, scatter)
+            bound = float(variational.lower_bound(posterior, statistics.entropy))
         bounds.append(bound)
         change, lower_bound = bound - lower_bound, bound
         if on_pass is not None:

@@ -75,7 +75,7 @@ def _hard(rows: Rows, part: torch.Tensor, centres: torch.Tensor, kind: Covarianc
     """Return the statistics of rows that belong to their nearest centre whole."""
     n_components = len(centres)
     # Any precision gives the same nearest centre; this one keeps the numbers small.
-    scale = centres.square().sum(1).max().clamp(min=1e-300).reciprocal()
+    scale = centres.square().sum(1).max().clamp(min=1e-30).reciprocal()
     zeros = torch.zeros(n_components, dtype=torch.float64, device=centres.device)
     nearest = Coefficients("spherical", zeros, centres, zeros + scale)
     labels, _ = rows.backend.assign(part, nearest, rows.frame, rows.dtype, rows.block_rows)

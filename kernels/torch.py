@@ -104,6 +104,7 @@ def assign(
     form = form_of(coefficients, dtype)
     labels = torch.empty(len(rows), dtype=torch.int32, device=rows.device)
     density = torch.empty(len(rows), dtype=dtype, device=rows.device)
+    component = torch.arange(coefficients.n_components, dtype=dtype, device=rows.device)[:, None]
 
     def work(start: int, stop: int, tile: int) -> None:
         space = Space(form, tile, dtype, rows.device)
@@ -111,8 +112,9 @@ def assign(
             high = min(low + tile, stop)
             y = _read(rows[low:high], frame, space)
             logits = form.log_rho(y, space)
-            labels[low:high] = logits.argmax(0)
             peak, log_sum, _ = _softmax(logits, space)
+            # The first at the peak, which is at zero now: argmax along the long stride takes three times as long.
+            labels[low:high] = torch.where(logits == 0, component, len(component)).amin(0)
             density[low:high] = peak + log_sum
 
     _over_tiles(len(rows), block_rows or tile_rows(form.row_bytes(), rows.device), rows.device, work)
