@@ -218,8 +218,6 @@ def fit(
         raise FileNotFoundError(f"{out.parent} is not a folder: create it first")
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder: name a file in it")
-    if out.is_dir():
-        raise IsADirectoryError(f"{out} is a folder: name a file in it")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists: --overwrite replaces it; or name another file")
     check_replaceable(out, FORMAT)

@@ -81,6 +81,9 @@ def _model(path: Path) -> Iterator[str]:
     rows = int(model.counts_.sum())
     mapped = f"(x - {model.feature_offset_:g}) * {model.feature_scale_:g}"
     yield f"rows      {rows} of {model.n_features_in_} features, seen as {mapped}"
+    source = getattr(model, "source_", None)
+    if source is not None:
+        yield f"fitted to {source['layer']} ({source['node']}) of {source['model']}"
     yield f"clusters  {model.n_active_} in use of {model.n_components}, {model.covariance_type} covariance"
     state = "converged" if model.converged_ else "not converged"
     yield f"fit       {model.n_iter_} passes, {state}, lower bound {model.lower_bound_:.6f} nats a row"

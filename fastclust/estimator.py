@@ -80,6 +80,7 @@ class DPGMM(Mixture):
     n_active_ : int, components that win at least one row
     feature_offset_, feature_scale_ : float, mapped = (row - feature_offset_) * feature_scale_
     backend_, device_ : str, what computed
+    source_ : dict, only of models that `fastclust fit` or `run` fitted: model, node, layer and weights of the rows
     All arrays but counts_ are NumPy float64.
     """
 

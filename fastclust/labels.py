@@ -50,8 +50,9 @@ def label_layer(store: Store, layer: str, model: DPGMM, out: Path, progress: Pro
     """Label every finished image of a layer and write what the module says below a folder; earlier labels there go.
 
     A cluster has one colour in all images: it depends on the model alone.
-    Raises ValueError, before anything is written, where the layer does not have the model's number of features, no
-    image is finished, or a name in the store is not that of one file; and where a feature is NaN or infinite.
+    Raises ValueError, before anything is written, where the layer does not have the model's number of features or is
+    not the one that it was fitted to, no image is finished, or a name in the store is not that of one file; and where a
+    feature is NaN or infinite.
     """
     began = time.perf_counter()
     record = store.layer(layer)
@@ -60,6 +61,7 @@ def label_layer(store: Store, layer: str, model: DPGMM, out: Path, progress: Pro
             f"{layer} has {record.n_features} features and the model was fitted to {model.n_features_in_}: "
             "name the layer that it was fitted to"
         )
+    _check_source(store, record, model)
     check_finished(store)
     _check_names(store)
     if out.exists() and not out.is_dir():
@@ -87,6 +89,25 @@ def label_layer(store: Store, layer: str, model: DPGMM, out: Path, progress: Pro
     if record.kind == "dense":
         _write_table(store, [int(image[0, 0]) for image in images], out / "labels.csv")
     return Labels(record, model, colours, images, time.perf_counter() - began)
+
+
+def source_of(store: Store, record: LayerRecord) -> dict[str, str]:
+    """Return what a model of a layer keeps of where its rows came from, as `source_`."""
+    about = store.provenance
+    weights = about["weights_sha256"] or about["weights_source"]
+    return {"model": about["model"], "node": record.node, "weights": weights, "layer": record.name}
+
+
+def _check_source(store: Store, record: LayerRecord, model: DPGMM) -> None:
+    """Refuse rows of another layer, network or weights than those that a model was fitted to, where it says."""
+    fitted, here = getattr(model, "source_", None), source_of(store, record)
+    if fitted is None or all(fitted[key] == here[key] for key in ("model", "node", "weights")):
+        return
+    weights = "" if fitted["weights"] == here["weights"] else ", of other weights"
+    raise ValueError(
+        f"the model was fitted to {fitted['layer']} ({fitted['node']}) of {fitted['model']}, and {store.path} has "
+        f"{here['layer']} ({here['node']}) of {here['model']}{weights}: label the layer that it was fitted to"
+    )
 
 
 def check_finished(store: Store) -> None:

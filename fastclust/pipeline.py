@@ -25,7 +25,15 @@ from sklearn.exceptions import ConvergenceWarning
 from fastclust import kernels, report
 from fastclust.estimator import DPGMM
 from fastclust.extract import ExtractReport, extract, find_images
-from fastclust.labels import Progress, check_finished, label_layer, quiet, remove_empty, remove_labels
+from fastclust.labels import (
+    Progress,
+    check_finished,
+    label_layer,
+    quiet,
+    remove_empty,
+    remove_labels,
+    source_of,
+)
 from fastclust.store import LayerRecord, Store, open_store
 
 FEATURE_RANGE = (0.0, 10.0)
@@ -77,6 +85,7 @@ def fit_layer(store: Store, layer: str, parameters: dict[str, Any], progress: Pr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # converged_ says so, and so does the summary
         model.fit(rows, on_pass=on_pass)
+    model.source_ = source_of(store, record)
     progress(f"fit {layer}", model.n_iter_, model.n_iter_, f"{model.n_active_} clusters in use")
     return model, time.perf_counter() - began
 

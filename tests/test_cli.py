@@ -30,6 +30,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store, model = folder / "out" / "features.h5", folder / "out" / "1" / "model.h5"
     assert call("extract", folder / "images", *NETWORK, "--layer", "1", "--out", folder / "one.h5").status == 0
 
+    before = ("--layer", "features.0", "--out", folder / "before.h5")  # before the activation: as many features
+    assert call("extract", folder / "images", *NETWORK, *before).status == 0
+    seeded = ("--layer", "1", "--seed", "7", "--out", folder / "seeded.h5")
+    assert call("extract", folder / "images", *NETWORK, *seeded).status == 0
+
     (folder / "empty").mkdir()
     (folder / "text.h5").write_text("this is text")
     with h5py.File(folder / "foreign.h5", "w") as file:
@@ -70,6 +75,10 @@ BAD: dict[str, tuple[str, str]] = {
     "layer elsewhere": ("run {}/images NETWORK --layer {} --out $out", "has no layer '{}'"),
     "model": ("run {}/images SMALL --model vgg61 --out $out", "no classification model 'vgg61': did you mean vgg"),
     "layers of no model": ("layers resnet", "did you mean resnet"),
+    "weights misspelt": (
+        "run {}/images SMALL --weights pretained --out $out",
+        "weights are 'pretrained', 'random', or a .pth or .safetensors file; no file 'pretained'",
+    ),
     "no weights": ("run {}/images SMALL --weights {}/no.pth --out $out", "{}/no.pth"),
     "weights of text": ("run {}/images SMALL --weights {}/text.h5 --out $out", "not a file of plain weights"),
     "weights with NaN": (
@@ -141,6 +150,11 @@ BAD: dict[str, tuple[str, str]] = {
     "label with half a model": ("label {}/one.h5 --model {}/model-cut.h5 --out $out", "cut short"),
     "label with a newer model": ("label {}/one.h5 --model {}/model-newer.h5 --out $out", "format version 99"),
     "label half a store": ("label {}/store-cut.h5 --model {}/out/1/model.h5 --out $out", "is cut short"),
+    "label another layer": (
+        "label {}/before.h5 --model {}/out/1/model.h5 --out $out",
+        "the model was fitted to 1 (features.1) of squeezenet1_1, and {}/before.h5 has features.0 (features.0)",
+    ),
+    "label other weights": ("label {}/seeded.h5 --model {}/out/1/model.h5 --out $out", ", of other weights"),
     "label another width": (
         "label {}/out/features.h5 --layer classifier.1 --model {}/out/1/model.h5 --out $out",
         "classifier.1 has 1000 features and the model was fitted to 64",
