@@ -4,7 +4,7 @@ Responsibilities below e^FLOOR of the row's largest are zero: denormal numbers w
 exp() and again in the products, and e^-40 weighs less than 1e-8 of a row, summed over a billion rows.
 
 On the CPU each thread works through tiles of its own with one-threaded operations: forking and joining inside every
-operation on a tile of a megabyte costs about a fifth of the pass.
+operation on a tile of a megabyte costs about a sixth of the pass.
 """
 
 from __future__ import annotations
