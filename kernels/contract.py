@@ -34,15 +34,13 @@ class Frame:
 
     def read(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Write the rows (N, D), as seen in this frame, into out (N, D), in out's dtype; return out."""
-        if self.shift is None and self.scale is None:
-            return out.copy_(rows)
-        wide = torch.promote_types(rows.dtype, out.dtype)  # float64 rows are moved before they are rounded
-        shifted = rows.to(wide)
+        wide = torch.promote_types(rows.dtype, out.dtype)  # wider rows are moved before they are rounded
+        seen = out.copy_(rows) if wide == out.dtype else rows.to(wide, copy=True)
         if self.shift is not None:
-            shifted = shifted - self.shift.to(wide)
+            seen.sub_(self.shift.to(wide))
         if self.scale is not None:
-            shifted = shifted * self.scale.to(wide)
-        return out.copy_(shifted)
+            seen.mul_(self.scale.to(wide))
+        return out if seen is out else out.copy_(seen)
 
     def to(self, device: torch.device) -> Frame:
         """Return this frame with its tensors on a device."""
