@@ -45,13 +45,13 @@ def statistics(
 
     def work(start: int, stop: int, tile: int) -> Statistics:
         total = Sums(form, rows.device)
-        space = Space(form, tile, dtype, rows.device)
+        space = Space(form, tile, form.dtype, rows.device)
         for low in range(start, stop, tile):
             high = min(low + tile, stop)
             y = _read(rows[low:high], frame, space)
             logits = form.log_rho(y, space)  # (K, n)
             peak, log_sum, p = _softmax(logits, space)
-            w = None if weights is None else weights[low:high].to(dtype)
+            w = None if weights is None else weights[low:high].to(form.dtype)
             if w is not None:
                 p.mul_(w)
             form.add_moments(y, p, space, total)
@@ -107,7 +107,7 @@ def assign(
     component = torch.arange(coefficients.n_components, dtype=dtype, device=rows.device)[:, None]
 
     def work(start: int, stop: int, tile: int) -> None:
-        space = Space(form, tile, dtype, rows.device)
+        space = Space(form, tile, form.dtype, rows.device)
         for low in range(start, stop, tile):
             high = min(low + tile, stop)
             y = _read(rows[low:high], frame, space)
@@ -133,7 +133,7 @@ def responsibilities(
     out = torch.empty(len(rows), coefficients.n_components, dtype=dtype, device=rows.device)
 
     def work(start: int, stop: int, tile: int) -> None:
-        space = Space(form, tile, dtype, rows.device)
+        space = Space(form, tile, form.dtype, rows.device)
         for low in range(start, stop, tile):
             high = min(low + tile, stop)
             y = _read(rows[low:high], frame, space)

@@ -6,8 +6,9 @@ Linear: spherical and diag are linear in a few columns of a row, so the E-step i
     spherical   columns y and [|y|^2, 1]    ln rho = y . (lambda m) + [|y|^2, 1] . [-1/2 lambda, const]
 
 That form cancels in float32 for a component whose precision is large against its distance from the frame's origin:
-the error of ln rho is about 1e-7 sum_d lambda_kd m_kd^2. Components for which that sum passes TIGHT are computed in
-float64, both products; on post-ReLU features, whose tight channels are tight around zero, they are few or none.
+the error of ln rho is about 1e-7 sum_d lambda_kd m_kd^2. Where that sum passes TIGHT, rows that float32 leaves any
+chance to belong to the component are taken again in float64, subtracted before they are squared; other rows have no
+part in it. Where more than a quarter of the components are tight, the whole pass is in float64, which is faster then.
 
 Tied: rows are whitened once, R (y - c), c the mean of the means, and then spherical. Full: R_k (y - m_k).
 """
@@ -41,7 +42,8 @@ class Linear:
         self.tight: torch.Tensor | None = None
         if dtype != torch.float64 and bool((square > TIGHT).any()):
             self.tight = torch.nonzero(square > TIGHT)[:, 0]
-            self.tight_linear = torch.cat([first, rest], 1)[self.tight]
+            self.reach = (80 + 1e-5 * square[self.tight]).tolist()  # nats: twice the floor, and what float32 may err by
+            self.means, self.scale, self.offset = m, scale.expand_as(m), coefficients.offset
         self.about = torch.zeros_like(m)
 
     def row_bytes(self) -> int:
@@ -53,9 +55,14 @@ class Linear:
         logits = torch.mm(self.rest, self._squares(y, space.rest(len(y))).T, out=space.logits(len(y)))
         logits.addmm_(self.first, y.T)
         if self.tight is not None:
-            wide = space.wide(len(y), self.n_features + self.n_rest)
-            self._squares(wide[:, : self.n_features].copy_(y), wide[:, self.n_features :])
-            logits[self.tight] = torch.mm(self.tight_linear, wide.T).to(self.dtype)
+            space.near = []
+            peak = logits.amax(0)
+            for k, reach in zip(self.tight.tolist(), self.reach, strict=True):
+                near = torch.nonzero(logits[k] > peak - reach)[:, 0]
+                y64 = y[near].double()
+                square = (y64 - self.means[k]).square_() @ self.scale[k]
+                logits[k, near] = (self.offset[k] - 0.5 * square).to(self.dtype)
+                space.near.append((k, near, y64))
         return logits
 
     def add_moments(self, y: torch.Tensor, p: torch.Tensor, space: Space, total: Sums) -> None:
@@ -65,8 +72,10 @@ class Linear:
             total.rest += p @ space.rest(len(y))
             return
         both = torch.cat([p @ y, p @ space.rest(len(y))], 1).double()
-        # All sums of a tight component, for they are subtracted from one another.
-        both[self.tight] = p[self.tight].double() @ space.wide(len(y), self.n_features + self.n_rest)
+        for k, near, y64 in space.near:  # all sums of a tight component, for they are subtracted from one another
+            p64, square = p[k, near].double(), y64.square()
+            squares = p64 @ square if self.kind == "diag" else (p64 @ square).sum()[None]
+            both[k] = torch.cat([p64 @ y64, squares, p64.sum()[None]])
         total.sx += both[:, : self.n_features]
         total.rest += both[:, self.n_features :]
 
@@ -93,6 +102,7 @@ class Tied:
         m, root = coefficients.means, coefficients.precision
         self.n_components, self.n_features = m.shape
         self.n_rest = 1
+        self.dtype = dtype
         self.middle = m.mean(0)  # (D,)
         self.root = root.T.contiguous()
         self.linear = (m - self.middle) @ self.root  # (K, D)
@@ -176,8 +186,11 @@ Form = Linear | Tied | Full
 
 def form_of(coefficients: Coefficients, dtype: torch.dtype) -> Form:
     """Return the E-step of coefficients for rows of a dtype."""
-    kinds: dict[str, type[Form]] = {"full": Full, "tied": Tied}
-    return kinds.get(coefficients.covariance_type, Linear)(coefficients, dtype)
+    if coefficients.covariance_type in ("full", "tied"):
+        return (Full if coefficients.covariance_type == "full" else Tied)(coefficients, dtype)
+    form = Linear(coefficients, dtype)
+    many = form.tight is not None and 4 * len(form.tight) > coefficients.n_components
+    return Linear(coefficients, torch.float64) if many else form
 
 
 def tile_rows(row_bytes: int, device: torch.device) -> int:
@@ -194,6 +207,7 @@ class Space:
         self._rest = torch.empty(tile, form.n_rest, dtype=dtype, device=device)
         self._pair = torch.empty(2, form.n_components * tile, dtype=dtype, device=device)
         self._k = form.n_components
+        self.near: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # tight components, their rows, these in float64
         self._wide = self._strips = torch.empty(0, device=device)
         self._device, self.dtype = device, dtype
 
