@@ -119,7 +119,7 @@ def run_case(case: Case) -> dict[str, Any]:
             warnings.simplefilter("ignore", ConvergenceWarning)  # passes are counted here, not waited for
             ours.fit(X)
             record["backend"] = ours.backend_
-            rows = ours._rows_of(X)
+            _, rows = ours._rows_of(X)
             record |= check(rows, ours._posterior(rows), X)
             wrong = beyond_tolerance(record["errors"])
             if wrong:

@@ -51,7 +51,7 @@ def check(rows: Rows, posterior: Posterior, X: np.ndarray) -> dict[str, float | 
     second = (posterior.m - expected.about) ** 2 + variances(posterior)  # (K, D)
     return {
         "verified_rows": len(some),
-        "errors": errors(found, about(expected, found.about), second),
+        "errors": errors(found, expected.moved(found.about), second),
         "entropy_per_row": float(expected.entropy) / len(some),
         "components_above_one_row": int((expected.nk >= 1).sum()),
     }
@@ -66,18 +66,6 @@ def oracle(rows: Rows, coefficients: Coefficients) -> Statistics:
         for part in torch.split(block, step)
     )
     return reduce(add, parts)
-
-
-def about(statistics: Statistics, centre: torch.Tensor) -> Statistics:
-    """Return statistics about other reference points (K, D), which are the old ones but for rounding."""
-    step = statistics.about - centre  # (K, D)
-    nk, sx, sxx = statistics.nk, statistics.sx, statistics.sxx
-    if sxx is not None and sxx.ndim == 3:
-        cross = sx[:, :, None] * step[:, None, :]
-        sxx = sxx + cross + cross.mT + nk[:, None, None] * step[:, :, None] * step[:, None, :]
-    elif bool(step.any()):
-        raise ValueError("only statistics of full covariance have a reference point that is not the origin")
-    return replace(statistics, sx=sx + nk[:, None] * step, sxx=sxx, about=centre)
 
 
 def variances(posterior: Posterior) -> torch.Tensor:

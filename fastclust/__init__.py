@@ -5,14 +5,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastclust.estimator import DPGMM, load
+    from fastclust.drop_in import BayesianGaussianMixture
+    from fastclust.estimator import DPGMM
+    from fastclust.saved import load
 
 __version__ = version("fastclust")
-__all__ = ["DPGMM", "__version__", "load"]
+__all__ = ["DPGMM", "BayesianGaussianMixture", "__version__", "load"]
+
+_HOMES = {"DPGMM": "estimator", "BayesianGaussianMixture": "drop_in", "load": "saved"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the estimator, and torch with it, when it is first asked for: `fastclust --help` needs neither."""
-    if name in ("DPGMM", "load"):
-        return getattr(import_module("fastclust.estimator"), name)
+    """Import an estimator, and torch with it, when it is first asked for: `fastclust --help` needs neither."""
+    if name in _HOMES:
+        return getattr(import_module(f"fastclust.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'fastclust' has no attribute {name!r}")

@@ -23,12 +23,13 @@ class Blocks:
     """Iterate over the rows of a source as (n, D) tensors on a device; iterating again starts again.
 
     source: see the module. device: where blocks are wanted. On the CPU a block is a view of the source wherever
-    there is one, so a block may be as large as the source.
+    there is one, so a block may be as large as the source. weights: (N,) float64, not negative, how often each row
+    counts; None for once.
     Raises ValueError for a source that is not two-dimensional, or parts that differ in width, and TypeError for one
     that holds no real numbers.
     """
 
-    def __init__(self, source: Any, device: torch.device) -> None:
+    def __init__(self, source: Any, device: torch.device, weights: np.ndarray | None = None) -> None:
         self.parts = [_two_dimensional(part) for part in (source if isinstance(source, (list, tuple)) else [source])]
         widths = {int(part.shape[1]) for part in self.parts}
         if len(widths) != 1:
@@ -37,6 +38,29 @@ class Blocks:
         self.n_features = widths.pop()
         self.starts = np.cumsum([0] + [int(part.shape[0]) for part in self.parts])
         self.n_rows = int(self.starts[-1])
+        self.weights = None if weights is None else torch.from_numpy(weights).to(device)
+        # How many rows there are, each as often as it counts.
+        self.total = float(self.n_rows) if weights is None else float(weights.sum())
+
+    @property
+    def present(self) -> np.ndarray | None:
+        """The index of the rows that count (n,) where some do not, else None."""
+        if self.weights is None or bool((self.weights > 0).all()):
+            return None
+        return np.flatnonzero(self.weights.cpu().numpy() > 0)
+
+    @property
+    def n_present(self) -> int:
+        """How many rows count."""
+        present = self.present
+        return self.n_rows if present is None else len(present)
+
+    def weighted(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Iterate over blocks (n, D) with their rows' weights (n,), or None."""
+        low = 0
+        for block in self:
+            yield block, None if self.weights is None else self.weights[low : low + len(block)]
+            low += len(block)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for part in self.parts:
@@ -58,13 +82,22 @@ class Blocks:
             dtype = torch.promote_types(dtype, piece.dtype)
         return torch.cat([piece.to(dtype) for piece in chosen])
 
-    def sample(self, size: int, random: np.random.RandomState) -> torch.Tensor:
-        """Return `size` rows drawn evenly without replacement (all of them, in order, where there are no more)."""
-        if size >= self.n_rows:
-            return self.take(np.arange(self.n_rows))
+    def sample(self, size: int, random: np.random.RandomState) -> np.ndarray:
+        """Return the index of `size` of the rows that count, drawn evenly without replacement, in order.
+
+        Where there are no more, it is all of them.
+        """
+        present, n = self.present, self.n_present
+        if size >= n:
+            return np.arange(n) if present is None else present
         # One row from each of `size` equal stretches: no permutation of N, and every image has its share.
-        edges = np.linspace(0, self.n_rows, size + 1).astype(np.int64)
-        return self.take(edges[:-1] + (random.random_sample(size) * np.diff(edges)).astype(np.int64))
+        edges = np.linspace(0, n, size + 1).astype(np.int64)
+        index = edges[:-1] + (random.random_sample(size) * np.diff(edges)).astype(np.int64)
+        return index if present is None else present[index]
+
+    def weights_of(self, index: np.ndarray) -> torch.Tensor | None:
+        """Return the weights (n,) of the rows of an index (n,), or None."""
+        return None if self.weights is None else self.weights[torch.from_numpy(index).to(self.device)]
 
     def _step(self, part: Any) -> int:
         """Return how many rows of a part are handed on at a time."""
@@ -78,12 +111,13 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Summary:
-    """Hold what the whole of the rows says of each column; all float64, on the CPU.
+    """Hold what the whole of the rows says of each column; summaries of disjoint sets of rows add. All float64.
 
-    n_rows. mean, minimum, maximum: (D,). scatter: sum_n (x_n - mean)^2, (D,), or the outer products (D, D).
+    total: number of rows, each as often as it counts. mean, minimum, maximum: (D,). scatter: sum_n (x_n - mean)^2,
+    (D,), or the outer products (D, D).
     """
 
-    n_rows: int
+    total: float
     mean: torch.Tensor
     scatter: torch.Tensor
     minimum: torch.Tensor
@@ -93,38 +127,61 @@ class Summary:
     def variance(self) -> torch.Tensor:
         """The sample variance of each column (D,), with N - 1 in the denominator."""
         scatter = self.scatter if self.scatter.ndim == 1 else self.scatter.diagonal()
-        return scatter / max(self.n_rows - 1, 1)
+        return scatter / max(self.total - 1, 1)
+
+    def __add__(self, other: Summary) -> Summary:
+        """Add two summaries. Source: Chan, Golub and LeVeque 1983, the pairwise update of mean and scatter."""
+        total = self.total + other.total
+        share = other.total / total
+        step = other.mean - self.mean
+        between = (torch.outer(step, step) if self.scatter.ndim == 2 else step * step) * (self.total * share)
+        return Summary(
+            total,
+            self.mean + step * share,
+            self.scatter + other.scatter + between,
+            torch.minimum(self.minimum, other.minimum),
+            torch.maximum(self.maximum, other.maximum),
+        )
 
 
 def summarise(blocks: Blocks, *, outer: bool) -> Summary:
-    """Return the mean, scatter and range of all rows, in one pass, in float64.
+    """Return the mean, scatter and range of all rows that count, in one pass, in float64, on the CPU.
 
-    outer: whether the scatter is (D, D). Raises ValueError where a value is NaN or infinite.
-    Source: Chan, Golub and LeVeque 1983, the pairwise update of mean and scatter.
+    outer: whether the scatter is (D, D). Raises ValueError where a value is NaN or infinite, or where no row counts.
     """
-    n, n_features = 0, blocks.n_features
-    mean = torch.zeros(n_features, dtype=torch.float64, device=blocks.device)
-    scatter = torch.zeros(
-        (n_features, n_features) if outer else (n_features,), dtype=torch.float64, device=blocks.device
-    )
-    minimum, maximum = torch.full_like(mean, torch.inf), torch.full_like(mean, -torch.inf)
-    for block in blocks:
-        for rows in torch.split(block, SUMMARY_ROWS if blocks.device.type == "cpu" else len(block)):
-            wide = rows.double()
-            low, high = wide.aminmax(dim=0)
-            if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
-                check_finite(wide, n)
-            minimum, maximum = torch.minimum(minimum, low), torch.maximum(maximum, high)
-            here = wide.mean(0)
-            wide = wide - here
-            added = wide.T @ wide if outer else (wide * wide).sum(0)
-            step = here - mean
-            share = len(rows) / (n + len(rows))
-            between = (torch.outer(step, step) if outer else step * step) * (n * share)
-            scatter = scatter + added + between
-            mean = mean + step * share
-            n += len(rows)
-    return Summary(n, mean.cpu(), scatter.cpu(), minimum.cpu(), maximum.cpu())
+    found: Summary | None = None
+    seen = 0
+    for block, weights in blocks.weighted():
+        size = SUMMARY_ROWS if blocks.device.type == "cpu" else len(block)
+        for low in range(0, len(block), size):
+            here = _summary(
+                block[low : low + size], None if weights is None else weights[low : low + size], outer, seen
+            )
+            seen += min(size, len(block) - low)
+            if here is not None:
+                found = here if found is None else found + here
+    if found is None:
+        raise ValueError("no row counts: every sample_weight is zero")
+    return Summary(found.total, *(part.cpu() for part in (found.mean, found.scatter, found.minimum, found.maximum)))
+
+
+def _summary(rows: torch.Tensor, weights: torch.Tensor | None, outer: bool, first: int) -> Summary | None:
+    """Return the summary of rows (n, D), of which the first is row `first`; None where none of them counts."""
+    wide = rows.double()
+    total = float(len(rows))
+    if weights is not None:
+        check_finite(wide, first)
+        wide, weights = wide[weights > 0], weights[weights > 0]
+        total = float(weights.sum())
+        if not len(wide):
+            return None
+    low, high = wide.aminmax(dim=0)
+    if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
+        check_finite(wide, first)
+    mean = wide.mean(0) if weights is None else (weights @ wide) / total
+    wide = wide - mean
+    right = wide if weights is None else wide * weights[:, None]
+    return Summary(total, mean, wide.T @ right if outer else (wide * right).sum(0), low, high)
 
 
 def check_finite(rows: torch.Tensor, first: int) -> None:
@@ -133,9 +190,10 @@ def check_finite(rows: torch.Tensor, first: int) -> None:
     if not len(wrong):
         return
     row, column = (int(i) for i in wrong[0])
+    value = rows[row, column].item()
+    what = "NaN" if value != value else "infinity"
     raise ValueError(
-        f"the input contains NaN or infinity: {rows[row, column].item()} in row {first + row}, feature {column} "
-        "(counted from 0); leave such rows out"
+        f"Input X contains {what}: {value} in row {first + row}, feature {column} (counted from 0); leave such rows out"
     )
 
 

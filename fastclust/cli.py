@@ -243,9 +243,9 @@ def label(
     Pixel values of labels/IMAGE.png are the clusters' numbers (where there are at most 256 of them); enlarged/IMAGE.png
     is the same at the size of the network's input.
     """
-    from fastclust.estimator import load
     from fastclust.labels import label_layer
     from fastclust.pipeline import check_device
+    from fastclust.saved import load
     from fastclust.store import open_store
 
     store, mixture = open_store(file), load(model)

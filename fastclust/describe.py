@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 
 from fastclust import model_file, store
-from fastclust.estimator import load
+from fastclust.saved import load
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -77,7 +77,7 @@ def _store(path: Path) -> Iterator[str]:
 
 def _model(path: Path) -> Iterator[str]:
     model = load(path)
-    yield f"{path}: a mixture"
+    yield f"{path}: a mixture, {type(model).__name__}"
     rows = int(model.counts_.sum())
     mapped = f"(x - {model.feature_offset_:g}) * {model.feature_scale_:g}"
     yield f"rows      {rows} of {model.n_features_in_} features, seen as {mapped}"
@@ -86,9 +86,9 @@ def _model(path: Path) -> Iterator[str]:
         yield f"fitted to {source['layer']} ({source['node']}) of {source['model']}"
     yield f"clusters  {model.n_active_} in use of {model.n_components}, {model.covariance_type} covariance"
     state = "converged" if model.converged_ else "not converged"
-    yield f"fit       {model.n_iter_} passes, {state}, lower bound {model.lower_bound_:.6f} nats a row"
+    yield f"fit       {model.n_iter_} passes, {state}, lower bound {model.lower_bound_per_row_:.6f} nats a row"
     yield f"computed  by {model.backend_} on {model.device_}, {model.dtype}, seed {model.random_state}"
-    for k in sorted(range(model.n_components), key=lambda k: -model.counts_[k])[: model.n_active_]:
+    for k in sorted(range(len(model.counts_)), key=lambda k: -model.counts_[k])[: model.n_active_]:
         yield f"cluster   {k:>4}  {model.counts_[k] / rows:8.4%} of the rows, weight {model.weights_[k]:.5f}"
 
 

@@ -35,6 +35,7 @@ class Ascent:
     """Hold what a run of coordinate ascent ended with; bounds in nats, summed over rows."""
 
     posterior: Posterior
+    statistics: Statistics | None  # that the posterior follows from; None after no pass
     lower_bounds: list[float]
     converged: bool
 
@@ -47,6 +48,11 @@ class Ascent:
 def coefficients(posterior: Posterior) -> Coefficients:
     """Return the E-step of a posterior, for the kernels."""
     return Coefficients(posterior.covariance_type, *variational.log_rho_terms(posterior))
+
+
+def by_size(statistics: Statistics) -> torch.Tensor:
+    """Return the components (K,), those with most rows first."""
+    return statistics.nk.argsort(descending=True, stable=True)
 
 
 def posterior_of(prior: Prior, statistics: Statistics, scatter: torch.Tensor | None) -> Posterior:
@@ -66,19 +72,23 @@ def ascend(
     tol: float,
     max_passes: int,
     lower_bound: float = -torch.inf,
+    sort_sticks: bool = False,
     on_pass: Callable[[int, float, float], None] | None = None,
 ) -> Ascent:
     """Alternate E-step and M-step from a posterior until the bound changes by less than tol, or max_passes.
 
-    tol: nats, on the bound summed over rows. lower_bound: the bound of the start, if it is known.
-    on_pass: called after each pass with its number from 1, the bound and its change.
+    tol: nats, on the bound summed over rows. lower_bound: the bound of the start, if it is known. sort_sticks: put the
+    components in order of size after each E-step, which never lowers the bound of a Dirichlet process (Kurihara,
+    Welling and Teh 2007, section 3). on_pass: called after each pass with its number from 1, the bound and its change.
     Raises IllDefinedCovarianceError where a covariance is not positive definite.
     """
-    posterior, bounds = start, list[float]()
+    posterior, statistics, bounds = start, None, list[float]()
     for n_pass in range(1, max_passes + 1):
         with _one_thread_where_small(posterior):
             estep = coefficients(posterior)
         statistics = rows.statistics(estep)
+        if sort_sticks:
+            statistics = statistics.take(by_size(statistics))
         with _one_thread_where_small(posterior):
             posterior = posterior_of(prior, statistics, scatter)
             bound = float(variational.lower_bound(posterior, statistics.entropy))
@@ -87,5 +97,5 @@ def ascend(
         if on_pass is not None:
             on_pass(n_pass, bound, change)
         if abs(change) < tol:
-            return Ascent(posterior, bounds, True)
-    return Ascent(posterior, bounds, False)
+            return Ascent(posterior, statistics, bounds, True)
+    return Ascent(posterior, statistics, bounds, False)

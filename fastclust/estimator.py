@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -10,8 +9,10 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from fastclust import kernels, model_file, variational
-from fastclust.mixture import DTYPES, STARTS, Mixture
+from fastclust import kernels, variational
+from fastclust.fitted import DTYPES
+from fastclust.initialise import STARTS
+from fastclust.mixture import Mixture
 
 
 class DPGMM(Mixture):
@@ -20,7 +21,7 @@ class DPGMM(Mixture):
     The Dirichlet process is truncated at `n_components` sticks (Blei and Jordan 2006), the Gaussians have
     Gauss-Wishart priors (Bishop 2006, section 10.2), and both follow scikit-learn's BayesianGaussianMixture, whose fit
     from the same start this one repeats number by number. What differs: defaults, `tol`, and the bound are per row, so
-    that they mean the same for a thousand rows and for a hundred million; `init_params="k-means++"` runs k-means.
+    that they mean the same for a thousand rows and for a hundred million; k-means samples where rows are many.
 
     Parameters
     ----------
@@ -47,12 +48,17 @@ class DPGMM(Mixture):
         Most passes over the rows.
     n_init : int, default=1
         Starts; the best bound is kept.
-    init_params : {"k-means++", "random", "random_from_data"}, default="k-means++"
-        "k-means++": k-means from k-means++ seeds, on a sample where there are more than 200,000 rows.
+    init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default="kmeans"
+        First responsibilities. "kmeans": the partition that k-means finds from k-means++ seeds, on a sample where there
+        are more than 200,000 rows. "k-means++": the seeds alone. "random": uniform. "random_from_data": drawn rows.
     feature_range : (float, float) or None, default=None
         Map the rows by one affine map, the same for all features, so that the smallest and the largest value of all
         become these two (Malmgren-Hansen, Nielsen and Engholm 2017 use 0 to 10). Priors, means_, covariances_ and
         densities are in mapped units; every method takes unmapped rows.
+    sort_sticks : bool, default=False
+        Put the components in order of size after each E-step, largest first. It never lowers the bound of a Dirichlet
+        process, whose sticks know no other order that is better (Kurihara, Welling and Teh 2007), and labels then count
+        down from the most frequent cluster.
     warm_start : bool, default=False
         Go on from the last fit.
     random_state : int, RandomState or None, default=None
@@ -74,14 +80,20 @@ class DPGMM(Mixture):
     weight_concentration_ : pair of (n_components,) for the process, else (n_components,)
     mean_precision_, degrees_of_freedom_ : (n_components,)
     weight_concentration_prior_, mean_precision_prior_, mean_prior_, degrees_of_freedom_prior_, covariance_prior_
-    lower_bound_ : float, scikit-learn's lower bound divided by the number of rows; lower_bounds_ : list, one a pass
+    lower_bound_, lower_bound_per_row_ : float, scikit-learn's lower bound divided by the number of rows
+    lower_bounds_ : list, one a pass
     n_iter_ : int; converged_ : bool; n_features_in_ : int
-    counts_ : (n_components,) int64, rows of the fit that each component is the most probable one of
+    counts_ : (n_components,) int64, rows of the fit that each component is the most probable one of; with
+        sample_weight, their weight, float64
     n_active_ : int, components that win at least one row
+    responsibilities_statistics_ : dict of arrays, from which the posterior follows
+    batch_statistics_ : dict of the batches that partial_fit has seen, or of one, "fit"; last_new_batch_ : int, the call
+        of partial_fit that brought the last new one
+    feature_names_in_ : (n_features_in_,) of object, only where rows came with names
     feature_offset_, feature_scale_ : float, mapped = (row - feature_offset_) * feature_scale_
     backend_, device_ : str, what computed
     source_ : dict, only of models that `fastclust fit` or `run` fitted: model, node, layer and weights of the rows
-    All arrays but counts_ are NumPy float64.
+    All arrays are NumPy's, of float64 where nothing else is said.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -99,6 +111,7 @@ class DPGMM(Mixture):
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "init_params": [StrOptions(set(STARTS))],
         "feature_range": [tuple, list, None],
+        "sort_sticks": ["boolean"],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "device": [str, torch.device],
@@ -123,8 +136,9 @@ class DPGMM(Mixture):
         tol: float = 1e-4,
         max_iter: int = 200,
         n_init: int = 1,
-        init_params: str = "k-means++",
+        init_params: str = "kmeans",
         feature_range: tuple[float, float] | None = None,
+        sort_sticks: bool = False,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device = "auto",
@@ -147,6 +161,7 @@ class DPGMM(Mixture):
         self.n_init = n_init
         self.init_params = init_params
         self.feature_range = feature_range
+        self.sort_sticks = sort_sticks
         self.warm_start = warm_start
         self.random_state = random_state
         self.device = device
@@ -154,19 +169,3 @@ class DPGMM(Mixture):
         self.dtype = dtype
         self.block_rows = block_rows
         self.verbose = verbose
-
-
-def load(path: str | os.PathLike[str]) -> DPGMM:
-    """Return the mixture that `DPGMM.save` wrote.
-
-    Raises FileNotFoundError, and ValueError for a file that is not a model of ours, is newer, or is cut short.
-    """
-    parameters, fitted = model_file.read(path)
-    known = set(DPGMM().get_params())
-    if not set(parameters) <= known:
-        raise ValueError(f"{path} has parameters that this fastclust does not know: {sorted(set(parameters) - known)}")
-    model = DPGMM(**parameters)
-    for name, value in fitted.items():
-        if name.endswith("_") and not hasattr(DPGMM, name):  # fitted attributes only, whatever the file says
-            setattr(model, name, value)
-    return model

@@ -1,15 +1,19 @@
-"""Where coordinate ascent starts: the statistics of the first responsibilities, through the kernels of every pass."""
+"""Where coordinate ascent starts: the statistics of the first responsibilities, through the kernels of every pass.
+
+Random numbers are drawn as scikit-learn draws them, so that the same seed gives the same start. A row that counts w
+times has w times its responsibilities, and is w times as likely to be drawn; one that does not count is as if absent.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 from operator import add
 
 import numpy as np
 import torch
-from sklearn.cluster import kmeans_plusplus
+from sklearn.cluster import KMeans, kmeans_plusplus
 
 from fastclust.kernels import Coefficients, CovarianceType, Statistics
 from fastclust.rows import Rows
@@ -29,68 +33,162 @@ def kmeans(rows: Rows, n_components: int, kind: CovarianceType, random: np.rando
     Where there are more rows than KMEANS_ROWS, seeds and centres come from an even sample of the rows; the partition
     itself is always of all rows. Source: Arthur and Vassilvitskii 2007; Lloyd 1982.
     """
-    seed_rows = max(SEED_ROWS, 20 * n_components)
-    if rows.blocks.n_rows > seed_rows:
-        log.info("k-means++ seeds come from %d of %d rows", seed_rows, rows.blocks.n_rows)
-    if rows.blocks.n_rows > KMEANS_ROWS:
-        log.info("k-means runs on %d of %d rows, then labels all", KMEANS_ROWS, rows.blocks.n_rows)
-    sample = rows.read(rows.blocks.sample(KMEANS_ROWS, random))
-    few = sample[torch.from_numpy(random.permutation(len(sample))[:seed_rows]).to(sample.device)]
-    seeds, _ = kmeans_plusplus(few.cpu().numpy(), n_components, random_state=random)
-    centres = torch.from_numpy(seeds).to(sample.device, torch.float64)  # (K, D)
-    enough = KMEANS_TOL * float(sample.double().var(0, correction=0).mean())
+    seeds, sample, weights = _seeds(rows, n_components, random)
+    centres = seeds.double()  # (K, D)
+    share = torch.ones(len(sample), dtype=torch.float64, device=sample.device) if weights is None else weights
+    mean = (share @ sample.double()) / share.sum()
+    enough = KMEANS_TOL * float((share @ (sample.double() - mean).square()).mean() / share.sum())
     plain = rows.in_own_frame()
     for _ in range(KMEANS_PASSES):
-        found = reduce(add, (_hard(plain, part, centres, "tied") for part in torch.split(sample, CHUNK)))
-        moved = torch.where(found.nk[:, None] > 0, found.sx / found.nk[:, None].clamp(min=1), centres)
+        parts = zip(torch.split(sample, CHUNK), torch.split(share, CHUNK), strict=True)
+        found = reduce(add, (_hard(plain, part, w, centres, "tied") for part, w in parts))
+        moved = torch.where(found.nk[:, None] > 0, found.sx / found.nk[:, None].clamp(min=1e-300), centres)
         step = float((moved - centres).square().sum())
         centres = moved
         if step <= enough:
             break
-    return reduce(add, (_hard(rows, part, centres, kind) for part in _chunks(rows)))
+    return reduce(add, (_hard(rows, part, w, centres, kind) for part, w in _chunks(rows)))
+
+
+def seeds(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
+    """Return the statistics of K rows, the k-means++ seeds, that belong to a component each."""
+    found, _, _ = _seeds(rows, n_components, random)
+    return _one_each(rows.in_own_frame(), found, kind)
+
+
+def kmeans_on_host(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
+    """Return the statistics of the partition that scikit-learn's KMeans makes of all rows, which are on the host."""
+    X, weights = _on_host(rows)
+    model = KMeans(n_clusters=n_components, n_init=1, random_state=random).fit(X, sample_weight=weights)
+    labels = np.zeros(rows.blocks.n_rows, dtype=np.int64)
+    labels[slice(None) if rows.blocks.present is None else rows.blocks.present] = model.labels_
+    device = rows.blocks.device
+    centres = rows.read(torch.from_numpy(model.cluster_centers_).to(device)).double()
+    on_device = torch.from_numpy(labels).to(device)
+    found, low = [], 0
+    for part, w in _chunks(rows):
+        r = _one_hot(rows, on_device[low : low + len(part)], n_components)
+        found.append(_moments(rows, part, r, w, centres, kind))
+        low += len(part)
+    return reduce(add, found)
+
+
+def seeds_on_host(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
+    """Return the statistics of the seeds that scikit-learn's k-means++ chooses from all rows, which are on the host."""
+    X, weights = _on_host(rows)
+    _, index = kmeans_plusplus(X, n_components, sample_weight=weights, random_state=random)
+    present = rows.blocks.present
+    return _one_each(rows, _take(rows, index if present is None else present[index]), kind)
 
 
 def random(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
     """Return the statistics of uniform random responsibilities, row by row as scikit-learn draws them."""
-    about = _about(rows, n_components)
+    about = torch.zeros(n_components, rows.blocks.n_features, dtype=torch.float64, device=rows.blocks.device)
 
-    def drawn(part: torch.Tensor) -> Statistics:
-        r = random.uniform(size=(len(part), n_components))
-        r /= r.sum(axis=1, keepdims=True)
-        return _moments(rows, part, torch.from_numpy(r).to(part.device), about, kind)
+    def drawn(part: torch.Tensor, w: torch.Tensor | None) -> Statistics:
+        counted = np.ones(len(part), dtype=bool) if w is None else (w > 0).cpu().numpy()
+        r = np.zeros((len(part), n_components))
+        r[counted] = random.uniform(size=(int(counted.sum()), n_components))
+        r[counted] /= r[counted].sum(axis=1, keepdims=True)
+        return _moments(rows, part, torch.from_numpy(r).to(part.device), w, about, kind)
 
-    return reduce(add, (drawn(part) for part in _chunks(rows)))
+    return reduce(add, (drawn(part, w) for part, w in _chunks(rows)))
 
 
 def random_from_data(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
     """Return the statistics of K rows, drawn as scikit-learn draws them, that belong to a component each."""
-    index = random.choice(rows.blocks.n_rows, size=n_components, replace=False)
-    order = np.argsort(index)
-    picked = rows.blocks.take(index[order])[torch.from_numpy(np.argsort(order)).to(rows.blocks.device)]
-    one_each = torch.eye(n_components, dtype=torch.float64, device=picked.device)
-    return _moments(rows, picked, one_each, rows.read(picked).double(), kind)
+    blocks, chances = rows.blocks, None
+    present = blocks.present
+    if blocks.weights is not None:
+        weights = blocks.weights.cpu().numpy()
+        weights = weights if present is None else weights[present]
+        if (weights != weights[0]).any():
+            chances = weights / weights.sum()
+    index = random.choice(blocks.n_present, size=n_components, replace=False, p=chances)
+    return _one_each(rows, _take(rows, index if present is None else present[index]), kind)
 
 
-def _hard(rows: Rows, part: torch.Tensor, centres: torch.Tensor, kind: CovarianceType) -> Statistics:
+Start = Callable[[Rows, int, CovarianceType, np.random.RandomState], Statistics]
+STARTS: dict[str, Start] = {
+    "kmeans": kmeans,
+    "k-means++": seeds,
+    "random": random,
+    "random_from_data": random_from_data,
+}
+# On the rows that scikit-learn sees, its own functions find what it finds.
+STARTS_ON_HOST = STARTS | {"kmeans": kmeans_on_host, "k-means++": seeds_on_host}
+
+
+def _seeds(
+    rows: Rows, n_components: int, random: np.random.RandomState
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return k-means++ seeds (K, D), the sample of rows (n, D) that they are from, and its weights (n,) or None.
+
+    Seeds and sample are in the passes' coordinates. Only SEED_ROWS of the rows can become seeds.
+    """
+    seed_rows = max(SEED_ROWS, 20 * n_components)
+    if rows.blocks.n_present > seed_rows:
+        log.info("k-means++ seeds come from %d of %d rows", seed_rows, rows.blocks.n_present)
+    if rows.blocks.n_present > KMEANS_ROWS:
+        log.info("k-means runs on %d of %d rows, then labels all", KMEANS_ROWS, rows.blocks.n_present)
+    index = rows.blocks.sample(KMEANS_ROWS, random)
+    sample, weights = rows.read(rows.blocks.take(index)), rows.blocks.weights_of(index)
+    few = torch.from_numpy(random.permutation(len(sample))[:seed_rows]).to(sample.device)
+    few_weights = None if weights is None else weights[few].cpu().numpy()
+    found, _ = kmeans_plusplus(sample[few].cpu().numpy(), n_components, sample_weight=few_weights, random_state=random)
+    return torch.from_numpy(found).to(sample.device), sample, weights
+
+
+def _on_host(rows: Rows) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the rows that count (n, D), as scikit-learn would see them, and their weights (n,)."""
+    (X,), present = rows.blocks.parts, rows.blocks.present
+    weights = None if rows.blocks.weights is None else rows.blocks.weights.cpu().numpy()
+    if present is not None and weights is not None:
+        return X[present], weights[present]
+    return X, weights
+
+
+def _hard(
+    rows: Rows, part: torch.Tensor, w: torch.Tensor | None, centres: torch.Tensor, kind: CovarianceType
+) -> Statistics:
     """Return the statistics of rows that belong to their nearest centre whole."""
-    n_components = len(centres)
     # Any precision gives the same nearest centre; this one keeps the numbers small.
     scale = centres.square().sum(1).max().clamp(min=1e-30).reciprocal()
-    zeros = torch.zeros(n_components, dtype=torch.float64, device=centres.device)
+    zeros = torch.zeros(len(centres), dtype=torch.float64, device=centres.device)
     nearest = Coefficients("spherical", zeros, centres, zeros + scale)
     labels, _ = rows.backend.assign(part, nearest, rows.frame, rows.dtype, rows.block_rows)
-    r = torch.nn.functional.one_hot(labels.long(), n_components).to(rows.dtype)
-    return _moments(rows, part, r, centres, kind)
+    return _moments(rows, part, _one_hot(rows, labels, len(centres)), w, centres, kind)
 
 
-def _moments(rows: Rows, part: torch.Tensor, r: torch.Tensor, about: torch.Tensor, kind: CovarianceType) -> Statistics:
+def _one_hot(rows: Rows, labels: torch.Tensor, n_components: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(labels.long(), n_components).to(rows.dtype)
+
+
+def _one_each(rows: Rows, picked: torch.Tensor, kind: CovarianceType) -> Statistics:
+    """Return the statistics of picked rows (K, D), of which each belongs to a component, and of no other rows."""
+    one_each = torch.eye(len(picked), dtype=torch.float64, device=picked.device)
+    return _moments(rows, picked, one_each, None, rows.read(picked).double(), kind)
+
+
+def _take(rows: Rows, index: np.ndarray) -> torch.Tensor:
+    """Return the rows of an index (n,) in any order."""
+    order = np.argsort(index)
+    return rows.blocks.take(index[order])[torch.from_numpy(np.argsort(order)).to(rows.blocks.device)]
+
+
+def _moments(
+    rows: Rows,
+    part: torch.Tensor,
+    r: torch.Tensor,
+    w: torch.Tensor | None,
+    about: torch.Tensor,
+    kind: CovarianceType,
+) -> Statistics:
+    r = r if w is None else r * w[:, None].to(r.dtype)
     return rows.backend.moments(part, r, kind, about, rows.frame, rows.dtype)
 
 
-def _about(rows: Rows, n_components: int) -> torch.Tensor:
-    return torch.zeros(n_components, rows.blocks.n_features, dtype=torch.float64, device=rows.blocks.device)
-
-
-def _chunks(rows: Rows) -> Iterator[torch.Tensor]:
-    for block in rows.blocks:
-        yield from torch.split(block, CHUNK)
+def _chunks(rows: Rows) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    for block, weights in rows.blocks.weighted():
+        for low in range(0, len(block), CHUNK):
+            yield block[low : low + CHUNK], None if weights is None else weights[low : low + CHUNK]

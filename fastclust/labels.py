@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from fastclust import picture
-from fastclust.estimator import DPGMM
+from fastclust.fitted import FittedMixture
 from fastclust.store import LayerRecord, Store
 
 Progress = Callable[[str, int, int | None, str], None]
@@ -31,7 +31,7 @@ class Labels:
     """The label images of one layer; images: (h, w) integers, one for each finished image of the store, in order."""
 
     layer: LayerRecord
-    model: DPGMM
+    model: FittedMixture
     colours: np.ndarray
     images: list[np.ndarray]
     seconds: float
@@ -46,7 +46,7 @@ def quiet(step: str, done: int, total: int | None, remark: str) -> None:
     """Report no progress."""
 
 
-def label_layer(store: Store, layer: str, model: DPGMM, out: Path, progress: Progress = quiet) -> Labels:
+def label_layer(store: Store, layer: str, model: FittedMixture, out: Path, progress: Progress = quiet) -> Labels:
     """Label every finished image of a layer and write what the module says below a folder; earlier labels there go.
 
     A cluster has one colour in all images: it depends on the model alone.
@@ -98,7 +98,7 @@ def source_of(store: Store, record: LayerRecord) -> dict[str, str]:
     return {"model": about["model"], "node": record.node, "weights": weights, "layer": record.name}
 
 
-def _check_source(store: Store, record: LayerRecord, model: DPGMM) -> None:
+def _check_source(store: Store, record: LayerRecord, model: FittedMixture) -> None:
     """Refuse rows of another layer, network or weights than those that a model was fitted to, where it says."""
     fitted, here = getattr(model, "source_", None), source_of(store, record)
     if fitted is None or all(fitted[key] == here[key] for key in ("model", "node", "weights")):

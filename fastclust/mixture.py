@@ -1,211 +1,224 @@
-"""What every mixture does: fitting through the engine, and reading rows under the fitted posterior."""
+"""What every mixture does: fitting through the engine, to all rows at once or batch by batch."""
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 
-from fastclust import engine, initialise, kernels, model_file, variational
-from fastclust.blocks import Blocks, Summary, check_finite, summarise
+from fastclust import engine, initialise, memo, variational
+from fastclust.arrays import Given, host
+from fastclust.blocks import Blocks, Summary, summarise
+from fastclust.fitted import FittedMixture
 from fastclust.priors import set_priors
 from fastclust.rows import Rows, centre_of, scatter_about, unclaimed_scatter
 
-log = logging.getLogger("fastclust")
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-STARTS = {
-    "k-means++": initialise.kmeans,
-    "random": initialise.random,
-    "random_from_data": initialise.random_from_data,
-}
+OnPass = Callable[[int, float, float], None]
+WHOLE = "fit"  # the name of the batch that `fit` leaves
 
 
-class Mixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
+class Mixture(FittedMixture):
     """The methods of a mixture; the parameters, and what they mean, are the estimator's that inherits them."""
 
-    def fit(self, X: Any, y: object = None, *, on_pass: Callable[[int, float, float], None] | None = None) -> Self:
+    last_new_batch_: int
+    bound_per_row = True  # whether lower_bound_ and tol are in nats per row, or summed over rows
+
+    def fit(self, X: Any, y: object = None, sample_weight: Any = None, *, on_pass: OnPass | None = None) -> Self:
         """Fit the mixture.
 
-        X: (n_samples, n_features) NumPy array, memory map, h5py dataset or torch tensor of any float or integer dtype,
-        or a list of such, one after the other. y: ignored. on_pass: called after each pass with its number from 1, the
-        lower bound and its change, in nats per row.
+        X: (n_samples, n_features) of any float or integer dtype: NumPy array, memory map, torch tensor, CuPy array or
+        another with `__dlpack__`, h5py dataset, pandas or polars frame, or a list of arrays, one after the other.
+        y: ignored. sample_weight: (n_samples,), how often each row counts, not negative: 2 is the row twice, 0 none.
+        on_pass: called after each pass with its number from 1, the lower bound and its change, in nats per row.
         Raises ValueError for rows that cannot be fitted (too few, NaN or infinite, not 2D) or a bad parameter, and
         RuntimeError where the device or the backend asked for cannot run. Warns ConvergenceWarning.
         """
-        self._fit(X, on_pass)
+        self._fit(X, sample_weight, on_pass)
         return self
 
-    def fit_predict(self, X: Any, y: object = None) -> Any:
+    def fit_predict(self, X: Any, y: object = None, sample_weight: Any = None) -> Any:
         """Fit the mixture and return the label of each row: what fit(X).predict(X) returns, in one pass less."""
-        return _like(X, self._fit(X, None))
+        given, labels = self._fit(X, sample_weight, None)
+        return given.like(labels.long())
 
-    def predict(self, X: Any) -> Any:
-        """Return the most probable component of each row: (n_samples,) int64, an array or a tensor as X is."""
-        rows = self._rows_of(X)
-        posterior = self._posterior(rows)
-        return _like(X, torch.cat([labels for labels, _ in self._assigned(rows, posterior)]).long())
+    def partial_fit(
+        self, X: Any, y: object = None, sample_weight: Any = None, *, batch: str | int | None = None
+    ) -> Self:
+        """Fit the mixture to one more batch of rows, or once more to one that it has seen.
 
-    def score_samples(self, X: Any) -> Any:
-        """Return the log-density of each row, in nats, (n_samples,), under the expected log parameters."""
-        rows = self._rows_of(X)
-        posterior = self._posterior(rows)
-        return _like(X, torch.cat([density for _, density in self._assigned(rows, posterior)]))
+        Memoised variational inference (Hughes and Sudderth 2013; Neal and Hinton 1998 for the idea): the model keeps
+        the statistics of every batch. The new batch gets its responsibilities under the posterior as it stands, its
+        statistics take the place of those that the same batch had before, if any, and the posterior follows from the
+        sum over batches. So each call maximises the bound of all rows seen over the responsibilities of one batch, and
+        then over the posterior: going over the same batches again never lowers that bound, and converges to a fixed
+        point of `fit`. Where priors come from the rows, and `feature_range`'s map, they follow all rows seen so far.
 
-    def score(self, X: Any, y: object = None) -> float:
-        """Return the mean log-density of the rows, in nats per row. y: ignored."""
-        rows = self._rows_of(X)
-        posterior = self._posterior(rows)
-        total = sum(float(density.sum(dtype=torch.float64)) for _, density in self._assigned(rows, posterior))
-        return total / rows.blocks.n_rows
-
-    def predict_proba(self, X: Any) -> Any:
-        """Return the responsibilities (n_samples, n_components)."""
-        rows = self._rows_of(X)
-        coefficients = engine.coefficients(self._posterior(rows))
-        parts = [
-            rows.backend.responsibilities(block, coefficients, rows.frame, rows.dtype, rows.block_rows)
-            for block in rows.blocks
-        ]
-        proba = torch.cat(parts)
-        if not bool(torch.isfinite(proba).all()):
-            check_finite(torch.cat(list(rows.blocks)), 0)
-        return _like(X, proba)
-
-    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Draw rows from the mixture at its posterior means, in unmapped units.
-
-        Returns rows (n_samples, n_features) float64, component by component, and their components (n_samples,).
-        Raises ValueError for n_samples < 1.
+        X, y, sample_weight: as in `fit`; the first batch has at least n_components rows, and gives the start.
+        batch: the name of the batch. None for a fingerprint of rows and weights, so that a batch is known by its
+        content; batches that are equal but are not the same one need names.
+        Memory: K x D numbers a batch, for full covariance K x D x D. After `fit`, its rows are one batch, named "fit".
+        lower_bounds_ gets one bound a call, n_iter_ counts calls, and converged_ says whether the last round over all
+        batches changed the bound by less than `tol`. Raises as `fit`.
         """
-        check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
-        random = check_random_state(self.random_state)
-        counts = random.multinomial(n_samples, self.weights_)
-        rows = []
-        for k, count in enumerate(counts):
-            if self.covariance_type in ("full", "tied"):
-                covariance = self.covariances_[k] if self.covariance_type == "full" else self.covariances_
-                rows.append(random.multivariate_normal(self.means_[k], covariance, int(count)))
-            else:
-                noise = random.standard_normal(size=(count, self.n_features_in_))
-                rows.append(self.means_[k] + noise * np.sqrt(self.covariances_[k]))
-        stored = np.vstack(rows) / self.feature_scale_ + self.feature_offset_
-        return stored, np.repeat(np.arange(len(counts)), counts)
+        self._validate_params()
+        first = not hasattr(self, "converged_")
+        given, blocks, backend, name = self._open(X, reset=first, least=2 if first else 1, sample_weight=sample_weight)
+        if first:
+            self._check_enough(blocks)
+        here = summarise(blocks, outer=self._outer)
+        batches = {} if first else dict(self.batch_statistics_)
+        key = memo.fingerprint(blocks) if batch is None else str(batch)
+        known = key in batches
+        others = [one for other, one in batches.items() if other != key]
+        summary = memo.summary(others) + here if others else here
+        if batches:
+            factor = self._set_wider_map(summary)
+            batches = {other: memo.scaled(one, factor) for other, one in batches.items()}
+        else:
+            if first:
+                self._set_map(summary)
+            self._set_centre(summary)
+        rows = self._bind(blocks, backend)
+        self._check_range(summary, rows)
+        prior = set_priors(self, rows, summary)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted mixture to an HDF5 file, whole or not at all. A RandomState is not kept; a seed is."""
-        check_is_fitted(self)
-        parameters = {name: _plain(value) for name, value in self.get_params(deep=False).items()}
-        model_file.write(path, parameters, {name: value for name, value in vars(self).items() if name.endswith("_")})
+        if first:
+            posterior = self._start(given, rows, prior, summary, check_random_state(self.random_state))
+        elif batches:  # again, for priors may have changed
+            posterior = engine.posterior_of(
+                prior,
+                memo.statistics(batches.values(), blocks.device),
+                self._scatter(memo.summary(batches.values()), rows),
+            )
+        else:
+            posterior = self._posterior(rows)
+        found = rows.statistics(engine.coefficients(posterior))
+        reference = next((torch.from_numpy(one["about"]) for one in batches.values()), found.about)
+        empty = torch.zeros(len(found.nk), dtype=torch.int64)
+        batches[key] = memo.remember(found.moved(reference.to(blocks.device)), here, empty)
+        total = memo.statistics(batches.values(), blocks.device)
+        if self.sort_sticks:
+            order = engine.by_size(total)
+            total = total.take(order)
+            batches = {other: memo.taken(one, order.cpu()) for other, one in batches.items()}
+        posterior = engine.posterior_of(prior, total, self._scatter(summary, rows))
+
+        unit = self._unit(summary)
+        bound = float(variational.lower_bound(posterior, total.entropy)) / unit
+        bounds = [bound] if first else [*self.lower_bounds_, bound]
+        last_new = self.last_new_batch_ if known else len(bounds)
+        round_ago = len(bounds) - 1 - len(batches)
+        settled = round_ago >= max(last_new - 1, 0) and abs(bound - bounds[round_ago]) * unit < self._enough(summary)
+        self._set_posterior(posterior, rows, bounds, settled)
+        self.lower_bound_per_row_ = bound * unit / summary.total
+        self.last_new_batch_ = last_new
+        self.backend_, self.device_ = name, str(blocks.device)
+        batches[key]["counts"] = host(self._counted(rows, torch.cat([labels for labels, _ in self._assigned(rows)])))
+        self._keep(batches)
+        self._present(given)
+        return self
 
     # The rest is not public.
 
-    def _fit(self, X: Any, on_pass: Callable[[int, float, float], None] | None) -> torch.Tensor:
-        """Fit, set every attribute, and return the label of each row (n_samples,) int64."""
+    def _fit(self, X: Any, sample_weight: Any, on_pass: OnPass | None) -> tuple[Given, torch.Tensor]:
+        """Fit, set every attribute, and return X as given with the label of each row (n_samples,) int32."""
         self._validate_params()
-        blocks, backend, name = self._open(X)
         warm = self.warm_start and hasattr(self, "converged_")
-        if blocks.n_features < 1 or blocks.n_rows < 1:
-            shape = (blocks.n_rows, blocks.n_features)
-            lacking = "sample" if blocks.n_rows < 1 else "feature"
-            raise ValueError(
-                f"Found array with 0 {lacking}(s) (shape={shape}) while a minimum of 1 is required by "
-                f"{type(self).__name__}."
-            )
-        if blocks.n_rows < max(self.n_components, 2):
-            raise ValueError(
-                f"Expected n_samples >= n_components (and at least 2) but got n_components = {self.n_components}, "
-                f"n_samples = {blocks.n_rows}: use fewer components or more rows"
-            )
-        if warm:
-            self._check_width(blocks)
-        summary = summarise(blocks, outer=self.covariance_type in ("full", "tied"))
+        given, blocks, backend, name = self._open(X, reset=not warm, least=2, sample_weight=sample_weight)
+        self._check_enough(blocks)
+        summary = summarise(blocks, outer=self._outer)
         if not warm:
             self._set_map(summary)
-        rows = self._bind(blocks, backend, summary)
+        self._set_centre(summary)
+        rows = self._bind(blocks, backend)
+        self._check_range(summary, rows)
         prior = set_priors(self, rows, summary)
-        scatter = scatter_about(summary, rows).to(blocks.device) if self.covariance_type == "tied" else None
+        unit = self._unit(summary)
 
         best: engine.Ascent | None = None
         random = check_random_state(self.random_state)
         for start in range(1 if warm else self.n_init):
-            if warm:
-                posterior = self._posterior(rows)
-                last = self.lower_bound_ * blocks.n_rows
-            else:
-                first = STARTS[self.init_params](rows, self.n_components, self.covariance_type, random)
-                at_start = None if scatter is None else scatter + unclaimed_scatter(summary, rows, first)
-                posterior, last = engine.posterior_of(prior, first, at_start), -np.inf
+            self._say_start(start)
+            posterior = self._posterior(rows) if warm else self._start(given, rows, prior, summary, random)
             found = engine.ascend(
                 rows,
                 prior,
                 posterior,
-                scatter=scatter,
-                tol=self.tol * blocks.n_rows,
+                scatter=self._scatter(summary, rows),
+                tol=self._enough(summary),
                 max_passes=self.max_iter,
-                lower_bound=last,
-                on_pass=self._reporter(start, blocks.n_rows, on_pass),
+                lower_bound=self.lower_bound_ * unit if warm else -np.inf,
+                sort_sticks=self.sort_sticks,
+                on_pass=self._reporter(start, summary.total, on_pass),
             )
-            if best is None or found.lower_bounds[-1:] > best.lower_bounds[-1:]:
+            self._say_end(start, found)
+            if best is None or not found.lower_bounds or found.lower_bounds[-1] > best.lower_bounds[-1]:
                 best = found
         if best is None:
             raise RuntimeError("no start was made")
         if not best.converged and self.max_iter > 0:
             warnings.warn(
-                f"the fit did not converge in max_iter = {self.max_iter} passes (last change above tol = {self.tol} "
-                "nats per row): increase max_iter or tol",
+                f"Best performing initialization did not converge in max_iter = {self.max_iter} passes (last change "
+                f"above tol = {self.tol}{' nats per row' if self.bound_per_row else ''}): increase max_iter or tol, "
+                "try other init_params, or look for degenerate data",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self._set_posterior(best, rows, prior)
-        self.backend_, self.device_ = name, str(blocks.device)
-        labels = torch.cat([part for part, _ in self._assigned(rows, best.posterior)])
-        self.counts_ = _numpy(torch.bincount(labels, minlength=self.n_components))
-        self.n_active_ = int((self.counts_ > 0).sum())
-        return labels.long()
+        self._set_posterior(best.posterior, rows, [bound / unit for bound in best.lower_bounds], best.converged)
+        self.lower_bound_per_row_ = self.lower_bound_ * unit / summary.total
+        self.last_new_batch_, self.backend_, self.device_ = self.n_iter_, name, str(blocks.device)
+        labels = torch.cat([part for part, _ in self._assigned(rows)])
+        counts = self._counted(rows, labels)
+        self._keep({} if best.statistics is None else {WHOLE: memo.remember(best.statistics, summary, counts)}, counts)
+        self._present(given)
+        return given, labels
 
-    def _open(self, X: Any) -> tuple[Blocks, kernels.Backend, str]:
-        """Return the rows of X as blocks on the device, and the backend with its name."""
-        parts = X if isinstance(X, (list, tuple)) and len(X) and getattr(X[0], "ndim", 0) == 2 else [X]
-        device = self._device(parts[0])
-        blocks = Blocks(list(parts), device)
-        name, backend, passed_over = kernels.select(self.backend, device)
-        reasons = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())
-        log.info("backend %s on %s%s", name, device, reasons)
-        return blocks, backend, name
+    @property
+    def _outer(self) -> bool:
+        return self.covariance_type in ("full", "tied")
 
-    def _device(self, part: Any) -> torch.device:
-        if str(self.device) != "auto":
-            device = torch.device(self.device)
-            if device.type == "cuda" and not torch.cuda.is_available():
-                raise RuntimeError("device 'cuda' was asked for, and torch finds no CUDA device: use device='cpu'")
-            return device
-        if isinstance(part, torch.Tensor) and part.device.type != "cpu":
-            return part.device
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def _unit(self, summary: Summary) -> float:
+        """Return what the bound is divided by."""
+        return summary.total if self.bound_per_row else 1.0
 
-    def _check_width(self, blocks: Blocks) -> None:
-        if blocks.n_features != self.n_features_in_:
+    def _enough(self, summary: Summary) -> float:
+        """Return the change of the bound, summed over rows, at which a fit stops."""
+        return float(self.tol) * self._unit(summary)
+
+    def _check_enough(self, blocks: Blocks) -> None:
+        if blocks.n_present < self.n_components:
             raise ValueError(
-                f"X has {blocks.n_features} features, but {type(self).__name__} is expecting {self.n_features_in_} "
-                "features as input."
+                f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
+                f"n_samples = {blocks.n_present}: use fewer components or more rows"
             )
 
+    def _start(
+        self,
+        given: Given,
+        rows: Rows,
+        prior: variational.Prior,
+        summary: Summary,
+        random: np.random.RandomState,
+    ) -> variational.Posterior:
+        """Return the posterior of the first responsibilities."""
+        first = self._starts(given)[self.init_params](rows, self.n_components, self.covariance_type, random)
+        scatter = self._scatter(summary, rows)
+        if scatter is not None:
+            scatter = scatter + unclaimed_scatter(summary, rows, first)
+        return engine.posterior_of(prior, first, scatter)
+
+    def _scatter(self, summary: Summary, rows: Rows) -> torch.Tensor | None:
+        """Return the scatter of all rows (D, D) for tied covariance, in the passes' coordinates."""
+        return scatter_about(summary, rows).to(rows.blocks.device) if self.covariance_type == "tied" else None
+
     def _set_map(self, summary: Summary) -> None:
-        """Set the affine map from stored to mixture values, and n_features_in_."""
-        self.n_features_in_ = len(summary.mean)
+        """Set the affine map from stored to mixture values."""
         self.feature_offset_, self.feature_scale_ = 0.0, 1.0
         if self.feature_range is None:
             return
@@ -217,114 +230,80 @@ class Mixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             self.feature_scale_ = (high - low) / (largest - smallest)
         self.feature_offset_ = smallest - low / self.feature_scale_
 
-    def _bind(self, blocks: Blocks, backend: kernels.Backend, summary: Summary | None) -> Rows:
-        """Return the rows in the frame of the fit; with a summary, choose that frame's centre first."""
-        offset = torch.full((blocks.n_features,), self.feature_offset_, dtype=torch.float64)
-        scale = torch.full((blocks.n_features,), self.feature_scale_, dtype=torch.float64)
-        dtype = DTYPES[self.dtype]
-        if summary is not None:
-            centre = centre_of(summary, offset, scale)
-            self.centre_ = centre.numpy()
-            far = max(
-                float(((end - offset) * scale - centre).abs().max()) for end in (summary.minimum, summary.maximum)
-            )
-            if not far**2 * blocks.n_features < torch.finfo(dtype).max:
-                raise ValueError(
-                    f"values reach {far:.3g}, and their squares overflow {self.dtype}: use feature_range=(0, 10)"
-                    + (" or dtype='float64'" if self.dtype == "float32" else "")
-                )
-        device = blocks.device
-        centre = torch.from_numpy(self.centre_).to(device)
-        return Rows(blocks, backend, dtype, offset.to(device), scale.to(device), centre, self.block_rows)
+    def _set_centre(self, summary: Summary) -> None:
+        """Set where, in mixture values, the passes' coordinates have their zero."""
+        offset, scale = (torch.full_like(summary.mean, value) for value in (self.feature_offset_, self.feature_scale_))
+        self.centre_ = centre_of(summary, offset, scale).numpy()
 
-    def _rows_of(self, X: Any) -> Rows:
-        check_is_fitted(self)
-        blocks, backend, _ = self._open(X)
-        self._check_width(blocks)
-        if blocks.n_rows < 1:
-            raise ValueError(
-                f"Found array with 0 sample(s) (shape={(0, blocks.n_features)}) while a minimum of 1 is required."
-            )
-        return self._bind(blocks, backend, None)
+    def _set_wider_map(self, summary: Summary) -> float:
+        """Set the map for more rows and leave the centre where it is among them; return how much larger values are."""
+        before, centre = self.feature_scale_, self.feature_offset_ + self.centre_ / self.feature_scale_
+        self._set_map(summary)
+        self.centre_ = (centre - self.feature_offset_) * self.feature_scale_
+        return float(self.feature_scale_ / before)
 
-    def _set_posterior(self, ascent: engine.Ascent, rows: Rows, prior: variational.Prior) -> None:
-        posterior, n_rows = ascent.posterior, rows.blocks.n_rows
-        gamma1 = _numpy(posterior.gamma1)
-        self.weight_concentration_ = gamma1 if posterior.gamma2 is None else (gamma1, _numpy(posterior.gamma2))
-        self.mean_precision_ = _numpy(posterior.beta)
-        self.means_ = _numpy(posterior.m + rows.centre)
-        self.degrees_of_freedom_ = _numpy(posterior.nu)[()]  # of tied covariance, a number
-        self.covariances_ = _numpy(posterior.covariances)
-        self.precisions_cholesky_ = _numpy(posterior.precisions_cholesky)
+    def _check_range(self, summary: Summary, rows: Rows) -> None:
+        """Raise ValueError where squares of the rows, or their sum over columns, are beyond the arithmetic's range."""
+        offset, scale, centre = (part.cpu() for part in (rows.offset, rows.scale, rows.centre))
+        ends = (summary.minimum, summary.maximum)
+        far = max(float(((end - offset) * scale - centre).abs().max()) for end in ends)
+        if far**2 * len(centre) < torch.finfo(rows.dtype).max:
+            return
+        name = str(rows.dtype).removeprefix("torch.")
+        ways = ["scale the rows"] + ["dtype='float64'"] * (rows.dtype == torch.float32)
+        raise ValueError(f"values reach {far:.3g}, and their squares overflow {name}: {' or '.join(ways)}")
+
+    def _set_posterior(
+        self, posterior: variational.Posterior, rows: Rows, lower_bounds: list[float], converged: bool
+    ) -> None:
+        """Set the fitted attributes that a posterior says, as NumPy arrays, and those of the ascent."""
+        self._set_gammas(posterior.gamma1, posterior.gamma2, host)
+        self.mean_precision_ = host(posterior.beta)
+        self.means_ = host(posterior.m + rows.centre)
+        self.degrees_of_freedom_ = host(posterior.nu)[()]  # of tied covariance, a number
+        self.covariances_ = host(posterior.covariances)
         root = posterior.precisions_cholesky
-        self.precisions_ = _numpy(root @ root.mT if self.covariance_type in ("full", "tied") else root**2)
-        self.weights_ = _numpy(variational.weights(posterior))
-        self.lower_bounds_ = [bound / n_rows for bound in ascent.lower_bounds]
-        self.lower_bound_ = self.lower_bounds_[-1] if self.lower_bounds_ else -np.inf
-        self.n_iter_, self.converged_ = ascent.n_passes, ascent.converged
+        self.precisions_cholesky_ = host(root)
+        self.precisions_ = host(root @ root.mT if self._outer else root**2)
+        self.lower_bounds_ = lower_bounds
+        self.lower_bound_ = lower_bounds[-1] if lower_bounds else -np.inf
+        self.n_iter_, self.converged_ = len(lower_bounds), converged
 
-    def _posterior(self, rows: Rows) -> variational.Posterior:
-        """Return the posterior that the fitted attributes say, in the passes' coordinates."""
-        device = rows.blocks.device
-        pair = self.weight_concentration_
-        gammas = pair if isinstance(pair, tuple) else (pair, None)
-        gamma1, gamma2 = (None if part is None else torch.from_numpy(part).to(device) for part in gammas)
-        return variational.Posterior(
-            covariance_type=self.covariance_type,
-            gamma1=gamma1 if gamma1 is not None else torch.empty(0),
-            gamma2=gamma2,
-            beta=torch.from_numpy(self.mean_precision_).to(device),
-            m=torch.from_numpy(self.means_).to(device) - rows.centre,
-            nu=torch.as_tensor(self.degrees_of_freedom_).to(device),
-            covariances=torch.from_numpy(self.covariances_).to(device),
-            precisions_cholesky=torch.from_numpy(self.precisions_cholesky_).to(device),
-        )
+    def _counted(self, rows: Rows, labels: torch.Tensor) -> torch.Tensor:
+        """Return how many rows each component wins (K,): int64, or float64 where rows count otherwise than once."""
+        return torch.bincount(labels, rows.blocks.weights, minlength=len(self.means_))
 
-    def _assigned(self, rows: Rows, posterior: variational.Posterior) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        coefficients, seen = engine.coefficients(posterior), 0
-        for block in rows.blocks:
-            labels, density = rows.backend.assign(block, coefficients, rows.frame, rows.dtype, rows.block_rows)
-            finite = torch.isfinite(density)
-            if not bool(finite.all()):
-                check_finite(block, seen)
-                raise ValueError(f"the log-density of row {seen + int((~finite).nonzero()[0])} overflows {self.dtype}")
-            seen += len(block)
-            yield labels, density
+    def _keep(self, batches: dict[str, memo.Batch], counts: torch.Tensor | None = None) -> None:
+        """Set what is kept of the batches, and how many rows each component wins."""
+        self.batch_statistics_ = batches
+        self.counts_ = memo.counts(batches.values()) if counts is None else host(counts)
+        self.n_active_ = int((self.counts_ > 0).sum())
 
-    def _reporter(
-        self, start: int, n_rows: int, on_pass: Callable[[int, float, float], None] | None
-    ) -> Callable[[int, float, float], None]:
+    def _present(self, given: Given) -> None:
+        """Turn fitted arrays into what the estimator's users expect; here they are NumPy's already."""
+
+    def _starts(self, given: Given) -> dict[str, initialise.Start]:
+        """Return what the names of init_params stand for, for rows as they were given."""
+        return initialise.STARTS
+
+    def _say_start(self, start: int) -> None:
+        """Print, where that was asked for, that a start begins."""
+
+    def _say_end(self, start: int, ascent: engine.Ascent) -> None:
+        """Print, where that was asked for, how a start ended."""
+
+    def _reporter(self, start: int, total: float, on_pass: OnPass | None) -> OnPass:
+        """Return what is called after each pass with its number from 1, the bound and its change, summed over rows."""
+
         def report(n_pass: int, bound: float, change: float) -> None:
             if on_pass is not None:
-                on_pass(n_pass, bound / n_rows, change / n_rows)
-            if self.verbose and (self.verbose > 1 or n_pass % 10 == 0):
-                size = f"{bound / n_rows:.6f} ({change / n_rows:+.2e}) nats per row"
-                sys.stdout.write(f"start {start}, pass {n_pass}: lower bound {size}\n")
+                on_pass(n_pass, bound / total, change / total)
+            self._say_pass(start, n_pass, bound / total, change / total)
 
         return report
 
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.detach().cpu().contiguous().numpy()
-    return array
-
-
-def _like(X: Any, result: torch.Tensor) -> Any:
-    """Return a result as X came: a tensor on X's device for a tensor, else a NumPy array."""
-    first = X[0] if isinstance(X, (list, tuple)) and len(X) else X
-    return result.to(first.device) if isinstance(first, torch.Tensor) else _numpy(result)
-
-
-def _plain(value: Any) -> Any:
-    """Return a parameter as it is written to a file."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, tuple):
-        return value
-    if isinstance(value, torch.device):
-        return str(value)
-    if isinstance(value, np.random.RandomState):
-        return None
-    if isinstance(value, np.generic):
-        return value.item()
-    return np.asarray(value)
+    def _say_pass(self, start: int, n_pass: int, bound: float, change: float) -> None:
+        """Print, where that was asked for, the bound after a pass and its change, in nats per row."""
+        if self.verbose and (self.verbose > 1 or n_pass % 10 == 0):
+            size = f"{bound:.6f} ({change:+.2e}) nats per row"
+            sys.stdout.write(f"start {start}, pass {n_pass}: lower bound {size}\n")

@@ -11,21 +11,22 @@ import h5py
 import numpy as np
 
 FORMAT = "fastclust.model"
-VERSION = 1
+VERSION = 2  # 1 had no statistics of batches
 GROUPS = ("parameters", "fitted")
 
 
-def write(path: str | os.PathLike[str], parameters: dict[str, Any], fitted: dict[str, Any]) -> None:
+def write(path: str | os.PathLike[str], estimator: str, parameters: dict[str, Any], fitted: dict[str, Any]) -> None:
     """Write a model, whole or not at all: aside first, then moved into place.
 
-    parameters: what the estimator was made with, JSON-able or NumPy arrays. fitted: numbers, strings, None, lists of
-    numbers, arrays, or tuples of arrays, by attribute name.
+    estimator: the name of its class. parameters: what it was made with, JSON-able or NumPy arrays. fitted: numbers,
+    strings, None, lists of numbers, arrays (of numbers, or of strings as objects), tuples of arrays, or dictionaries of
+    any of these, by attribute name.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with h5py.File(aside, "w") as file:
-            file.attrs["format"], file.attrs["format_version"] = FORMAT, VERSION
+            file.attrs["format"], file.attrs["format_version"], file.attrs["estimator"] = FORMAT, VERSION, estimator
             for group, values in zip(GROUPS, (parameters, fitted), strict=True):
                 holder = file.create_group(group)
                 for name, value in values.items():
@@ -35,10 +36,10 @@ def write(path: str | os.PathLike[str], parameters: dict[str, Any], fitted: dict
         aside.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the parameters and the fitted values that `write` wrote.
+def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return the name of the class, the parameters and the fitted values that `write` wrote.
 
-    Raises FileNotFoundError, IsADirectoryError, and ValueError for a file that is not a model of ours, is of a newer
+    Raises FileNotFoundError, IsADirectoryError, and ValueError for a file that is not a model of ours, is of another
     version, or is cut short.
     """
     path = Path(path)
@@ -52,12 +53,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
             if found != FORMAT:
                 what = f"a {found} file" if found else "an HDF5 file that fastclust did not write"
                 raise ValueError(f"expected a model that `fit` wrote, and {path} is {what}")
-            if version > VERSION:
-                raise ValueError(
-                    f"{path} is of format version {version}; this fastclust reads up to {VERSION}: update it"
-                )
+            if version != VERSION:
+                what = "update it" if version > VERSION else "fit the model again"
+                raise ValueError(f"{path} is of format version {version}; this fastclust reads {VERSION}: {what}")
             parameters, fitted = ({name: _get(item) for name, item in file[group].items()} for group in GROUPS)
-            return parameters, fitted
+            return str(file.attrs["estimator"]), parameters, fitted
     except OSError as error:
         raise ValueError(f"{path} is not a readable HDF5 file (another format, or cut short): {error}") from None
     except KeyError as error:
@@ -67,10 +67,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _put(group: h5py.Group, name: str, value: Any) -> None:
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, dict)):
         inner = group.create_group(name)
         for i, part in enumerate(value):
-            inner[str(i)] = part
+            _put(inner, str(i), value[part] if isinstance(value, dict) else part)
+        if isinstance(value, dict):
+            inner.attrs["keys"] = json.dumps(list(value))
+    elif isinstance(value, np.ndarray) and value.dtype == object:
+        group[name] = np.array(value, dtype=h5py.string_dtype())
     elif isinstance(value, np.ndarray):
         group[name] = value
     else:
@@ -80,7 +84,10 @@ def _put(group: h5py.Group, name: str, value: Any) -> None:
 
 def _get(item: h5py.Group | h5py.Dataset) -> Any:
     if isinstance(item, h5py.Group):
-        return tuple(item[str(i)][()] for i in range(len(item)))
+        parts = tuple(_get(item[str(i)]) for i in range(len(item)))
+        return dict(zip(json.loads(item.attrs["keys"]), parts, strict=True)) if "keys" in item.attrs else parts
     if "json" in item.attrs:
         return json.loads(item.attrs["json"])
+    if h5py.check_string_dtype(item.dtype):
+        return item.asstr()[()].astype(object)
     return item[()]

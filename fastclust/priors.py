@@ -26,20 +26,26 @@ def set_priors(model: Any, rows: Rows, summary: Summary) -> Prior:
     model.degrees_of_freedom_prior_ = n_features if nu is None else nu
     if model.degrees_of_freedom_prior_ <= n_features - 1:
         raise ValueError(
-            f"degrees_of_freedom_prior must be greater than n_features - 1 = {n_features - 1}, and was {nu}"
+            "The parameter 'degrees_of_freedom_prior' should be greater than "
+            f"{n_features - 1}, but got {model.degrees_of_freedom_prior_:.3f}."
         )
     if model.mean_prior is None:
         model.mean_prior_ = ((summary.mean - offset) * scale).numpy()
     else:
         model.mean_prior_ = _array("mean_prior", model.mean_prior, (n_features,))
     if model.covariance_prior is None:
+        if summary.total <= 1:
+            raise ValueError(
+                f"the rows count as {summary.total:.3g} in all, which leaves their covariance without a meaning: "
+                "sample_weight says how often a row counts; scale it, or give covariance_prior"
+            )
         spread = torch.outer(scale, scale) if full else scale**2
-        covariance = (spread * summary.scatter / (summary.n_rows - 1)).numpy()
+        covariance = (spread * summary.scatter / (summary.total - 1)).numpy()
         model.covariance_prior_ = covariance.mean() if model.covariance_type == "spherical" else covariance
     else:
         shape = {"diag": (n_features,), "spherical": ()}.get(model.covariance_type, (n_features, n_features))
-        model.covariance_prior_ = _array("covariance_prior", model.covariance_prior, shape)
-        _check_positive(model.covariance_prior_)
+        model.covariance_prior_ = _array("covariance_prior", model.covariance_prior, shape, model.covariance_type)
+        _check_positive(model.covariance_prior_, model.covariance_type)
     device = rows.blocks.device
     return Prior(
         covariance_type=model.covariance_type,
@@ -54,18 +60,23 @@ def set_priors(model: Any, rows: Rows, summary: Summary) -> Prior:
     )
 
 
-def _array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _array(name: str, value: Any, shape: tuple[int, ...], kind: str = "") -> np.ndarray:
+    """Return a prior as float64, checked."""
     array = np.asarray(value, dtype=np.float64)
     if array.shape != shape:
-        raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
+        theirs = f"{kind} {name}" if kind else "means"  # what scikit-learn's messages call it
+        raise ValueError(f"The parameter '{theirs}' should have the shape of {shape}, but got {array.shape} as {name}")
     if not np.isfinite(array).all():
         raise ValueError(f"The parameter '{name}' has NaN or infinite values")
     return array
 
 
-def _check_positive(covariance: np.ndarray) -> None:
+def _check_positive(covariance: np.ndarray, kind: str) -> None:
+    # scikit-learn's words: it calls this prior a precision.
     if covariance.ndim == 2:
         if not (np.allclose(covariance, covariance.T) and np.all(np.linalg.eigvalsh(covariance) > 0.0)):
-            raise ValueError("'covariance_prior' should be symmetric, positive-definite")
+            raise ValueError(
+                f"'{kind} precision' should be symmetric, positive-definite, and so should covariance_prior"
+            )
     elif not np.all(covariance > 0.0):
-        raise ValueError("'covariance_prior' should be positive")
+        raise ValueError(f"'{kind} precision' should be positive, and so should covariance_prior")

@@ -48,8 +48,8 @@ class Rows:
         return reduce(
             add,
             (
-                self.backend.statistics(block, coefficients, self.frame, self.dtype, block_rows=self.block_rows)
-                for block in self.blocks
+                self.backend.statistics(block, coefficients, self.frame, self.dtype, weights, self.block_rows)
+                for block, weights in self.blocks.weighted()
             ),
         )
 
@@ -80,8 +80,8 @@ def scatter_about(summary: Summary, rows: Rows) -> torch.Tensor:
     """Return sum_n y_n y_n^T (D, D), or its diagonal (D,) where the summary has no more, in the passes' coordinates."""
     mean = (summary.mean - rows.offset) * rows.scale - rows.centre
     if summary.scatter.ndim == 1:
-        return rows.scale**2 * summary.scatter + summary.n_rows * mean**2
-    return torch.outer(rows.scale, rows.scale) * summary.scatter + summary.n_rows * torch.outer(mean, mean)
+        return rows.scale**2 * summary.scatter + summary.total * mean**2
+    return torch.outer(rows.scale, rows.scale) * summary.scatter + summary.total * torch.outer(mean, mean)
 
 
 def unclaimed_scatter(summary: Summary, rows: Rows, first: Statistics) -> torch.Tensor:
@@ -92,7 +92,7 @@ def unclaimed_scatter(summary: Summary, rows: Rows, first: Statistics) -> torch.
     the origin stays in. In every later pass this is zero.
     """
     mean = (summary.mean - rows.offset.cpu()) * rows.scale.cpu() - rows.centre.cpu()
-    rest = (summary.n_rows * mean).to(first.sx) - first.sx.sum(0) - (first.nk[:, None] * first.about).sum(0)  # (D,)
+    rest = (summary.total * mean).to(first.sx) - first.sx.sum(0) - (first.nk[:, None] * first.about).sum(0)  # (D,)
     origin = -rows.centre
     across = torch.outer(rest, origin)
-    return (summary.n_rows - first.nk.sum()) * torch.outer(origin, origin) - across - across.T
+    return (summary.total - first.nk.sum()) * torch.outer(origin, origin) - across - across.T

@@ -140,7 +140,6 @@ def update(
         covariances = W_inv / nu
 
     if prior.weight_prior == "dirichlet_process":
-        after = nk.flip(0).cumsum(0).flip(0) - nk  # rows of the components that follow
         from_here_on = nk.flip(0).cumsum(0).flip(0)
         after = torch.cat([from_here_on[1:], torch.zeros_like(nk[:1])])  # (K,), rows of the components that follow
         gamma1, gamma2 = 1.0 + nk, prior.alpha + after
@@ -176,14 +175,56 @@ def expected_log_weights(posterior: Posterior) -> torch.Tensor:
     return log_stick + torch.cat([torch.zeros_like(log_rest[:1]), log_rest.cumsum(0)[:-1]])
 
 
-def weights(posterior: Posterior) -> torch.Tensor:
+def weights(gamma1: torch.Tensor, gamma2: torch.Tensor | None) -> torch.Tensor:
     """Return the weights of the components (K,), at the means of the sticks, summing to one."""
-    if posterior.gamma2 is None:
-        return posterior.gamma1 / posterior.gamma1.sum()
-    both = posterior.gamma1 + posterior.gamma2
-    rest = (posterior.gamma2 / both).cumprod(0)
-    pi = posterior.gamma1 / both * torch.cat([torch.ones_like(rest[:1]), rest[:-1]])
+    if gamma2 is None:
+        return gamma1 / gamma1.sum()
+    both = gamma1 + gamma2
+    rest = (gamma2 / both).cumprod(0)
+    pi = gamma1 / both * torch.cat([torch.ones_like(rest[:1]), rest[:-1]])
     return pi / pi.sum()
+
+
+def without(
+    gammas: tuple[torch.Tensor, torch.Tensor | None], keep: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the sticks, or the finite Dirichlet, of some components (k,), with the same E[ln pi] as among all.
+
+    gammas: gamma1 (K,) and gamma2 (K,) or None. keep: increasing index (k,). A stick that goes leaves E[ln(1 - v)] to
+    the next that stays, in both of that one's expected logs; a Beta with these is found by Newton's method. A finite
+    Dirichlet of one component has E[ln pi] = 0, whatever it was.
+    """
+    gamma1, gamma2 = gammas
+    if gamma2 is None:
+        expected = torch.digamma(gamma1) - torch.digamma(gamma1.sum())
+        kept = gamma1[keep]
+        return (kept if len(keep) == 1 else _dirichlet_of(expected[keep], kept)), None
+    pair = torch.stack([gamma1, gamma2], 1)  # (K, 2)
+    expected = torch.digamma(pair) - torch.digamma(pair.sum(1, keepdim=True))
+    gone = expected[:, 1].clone()
+    gone[keep] = 0
+    left = gone.cumsum(0)[keep]  # of all that are gone before each that stays
+    left = left - torch.cat([torch.zeros_like(left[:1]), left[:-1]])
+    found = _dirichlet_of(expected[keep] + left[:, None], pair[keep])
+    return found[:, 0], found[:, 1]
+
+
+def _dirichlet_of(expected: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Return Dirichlet parameters (..., k) with these expected logs (..., k), by Newton's method.
+
+    Source: Minka 2000, Estimating a Dirichlet distribution, section 1.
+    """
+    a = start.clone()
+    for _ in range(100):
+        total = a.sum(-1, keepdim=True)
+        error = torch.digamma(a) - torch.digamma(total) - expected
+        slope, shared = torch.polygamma(1, a), torch.polygamma(1, total)
+        common = (error / slope).sum(-1, keepdim=True) / (1 / slope).sum(-1, keepdim=True).sub(1 / shared)
+        step = (error - common) / slope
+        a = torch.where(a > step, a - step, a / 2)
+        if float((step / a).abs().max()) < 1e-14:
+            break
+    return a
 
 
 def log_det_precision(posterior: Posterior) -> torch.Tensor:

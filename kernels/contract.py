@@ -11,7 +11,7 @@ with y_n = (x_n - shift) * scale, the frame in which a row x_n is read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -104,3 +104,32 @@ class Statistics:
             entropy=self.entropy + other.entropy,
             about=self.about,
         )
+
+    def take(self, index: torch.Tensor) -> Statistics:
+        """Return the statistics of these components (k,), in this order; what is summed over components stays."""
+        return replace(
+            self,
+            nk=self.nk[index],
+            sx=self.sx[index],
+            sxx=None if self.sxx is None else self.sxx[index],
+            about=self.about[index],
+        )
+
+    def moved(self, about: torch.Tensor) -> Statistics:
+        """Return the same statistics about other reference points (K, D)."""
+        step = self.about - about  # (K, D)
+        if not bool(step.any()):
+            return replace(self, about=about)
+        sxx = self.sxx
+        if sxx is not None and sxx.ndim == 3:
+            cross = self.sx[:, :, None] * step[:, None, :]
+            sxx = sxx + cross + cross.mT + self.nk[:, None, None] * step[:, :, None] * step[:, None, :]
+        elif sxx is not None:
+            added = 2 * self.sx * step + self.nk[:, None] * step**2
+            sxx = sxx + (added if sxx.ndim == 2 else added.sum(1))
+        return replace(self, sx=self.sx + self.nk[:, None] * step, sxx=sxx, about=about)
+
+    def scaled(self, factor: float) -> Statistics:
+        """Return the statistics of the same rows in coordinates that are `factor` times as large."""
+        sxx = None if self.sxx is None else self.sxx * factor**2
+        return replace(self, sx=self.sx * factor, sxx=sxx, about=self.about * factor)

@@ -76,7 +76,7 @@ def test_every_statistic_is_judged_on_a_scale_of_its_own(kind):
     model = run.make_ours(case, max_iter=3)
     with pytest.warns(match="did not converge"):
         model.fit(X)
-    rows = model._rows_of(X)
+    _, rows = model._rows_of(X)
     posterior = model._posterior(rows)
     expected = verify.oracle(rows, verify.engine.coefficients(posterior))
     assert verify.variances(posterior).shape == posterior.m.shape
@@ -102,10 +102,10 @@ def test_moving_the_reference_point_of_the_oracle_changes_nothing():
     model = run.make_ours(case, max_iter=2)
     with pytest.warns(match="did not converge"):
         model.fit(X)
-    rows = model._rows_of(X)
+    _, rows = model._rows_of(X)
     statistics = verify.oracle(rows, verify.engine.coefficients(model._posterior(rows)))
-    there = verify.about(statistics, statistics.about + 0.5)
-    back = verify.about(there, statistics.about)
+    there = statistics.moved(statistics.about + 0.5)
+    back = there.moved(statistics.about)
     assert not torch.allclose(there.sx, statistics.sx)
     for name in ("sx", "sxx"):
         torch.testing.assert_close(getattr(back, name), getattr(statistics, name), rtol=1e-9, atol=1e-9)

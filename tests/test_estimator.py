@@ -48,7 +48,7 @@ def test_separate_blobs_are_found_and_the_rest_of_the_components_die(kind):
 
 @pytest.mark.parametrize("weight_prior", WEIGHT_PRIORS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("start", ["k-means++", "random", "random_from_data"])
+@pytest.mark.parametrize("start", ["kmeans", "random", "random_from_data"])
 def test_the_bound_never_falls(kind, weight_prior, start):
     for seed, X in enumerate((blobs(400, 4), relu_features(400, 7))):
         model = fit(
@@ -269,15 +269,15 @@ def test_files_that_are_no_models_are_refused(tmp_path):
 
 
 NOT_ROWS = [
-    (np.array([[1.0, np.nan], [2.0, 3.0], [4.0, 5.0]]), ValueError, "NaN or infinity: nan in row 0, feature 1"),
-    (np.array([[1.0, 2.0], [2.0, np.inf], [4.0, 5.0]]), ValueError, "NaN or infinity: inf in row 1, feature 1"),
+    (np.array([[1.0, np.nan], [2.0, 3.0], [4.0, 5.0]]), ValueError, "contains NaN: nan in row 0, feature 1"),
+    (np.array([[1.0, 2.0], [2.0, np.inf], [4.0, 5.0]]), ValueError, "contains infinity: inf in row 1, feature 1"),
     (np.zeros(5), ValueError, "2D array"),
-    (np.zeros((2, 3, 4)), ValueError, "2D array"),
-    (np.zeros((1, 3)), ValueError, "n_samples >= n_components"),
+    (np.zeros((2, 3, 4)), ValueError, "dim 3"),
+    (np.zeros((1, 3)), ValueError, "minimum of 2"),
     (np.zeros((0, 3)), ValueError, "0 sample"),
     (np.zeros((5, 0)), ValueError, "0 feature"),
     (np.zeros((5, 2), dtype=complex), ValueError, "[Cc]omplex"),
-    (np.array([["a", "b"]] * 5), TypeError, "real numbers"),
+    (np.array([["a", "b"]] * 5), ValueError, "bytes/strings"),
     ([np.zeros((3, 2)), np.zeros((3, 4))], ValueError, "different numbers of features"),
     (np.full((50, 2), 1e30) * np.arange(50)[:, None], ValueError, "overflow float32"),
 ]
@@ -323,7 +323,7 @@ BAD_PARAMETERS = [
     ({"covariance_type": "round"}, "covariance_type"),
     ({"weight_concentration_prior": 0}, "weight_concentration_prior"),
     ({"weight_concentration_prior_type": "pitman_yor"}, "weight_concentration_prior_type"),
-    ({"degrees_of_freedom_prior": 1.5}, "greater than n_features - 1"),
+    ({"degrees_of_freedom_prior": 1.5}, "greater than 2, but got 1.5"),
     ({"mean_prior": [0.0]}, "mean_prior"),
     ({"covariance_prior": [1.0, -1.0, 1.0]}, "should be positive"),
     ({"covariance_prior": -np.eye(3), "covariance_type": "full"}, "positive-definite"),

@@ -1,0 +1,103 @@
+"""What a model remembers of the rows that it was fitted to, batch by batch: statistics that add, and whose they are.
+
+A batch is a dictionary of float64 NumPy arrays, in the coordinates of the passes:
+
+    nk, sx, sxx, log_norm, entropy, about    the statistics of its rows, as in `fastclust.kernels.Statistics`
+    total, mean, scatter, minimum, maximum   the summary of its rows as they are stored, as in `blocks.Summary`
+    counts                                   rows that each component is the most probable one of
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastclust.arrays import host
+from fastclust.blocks import Blocks, Summary
+from fastclust.kernels import Statistics
+
+Batch = dict[str, np.ndarray]
+
+STATISTICS = ("nk", "sx", "sxx", "log_norm", "entropy", "about")
+SUMMARY = ("total", "mean", "scatter", "minimum", "maximum")
+CPU = torch.device("cpu")
+WORDS = 1 << 16  # that a fingerprint mixes at a time
+
+
+def remember(statistics: Statistics, summary: Summary, counts: torch.Tensor) -> Batch:
+    """Return a batch; counts: (K,)."""
+    values: dict[str, Any] = {name: getattr(statistics, name) for name in STATISTICS}
+    values |= {name: getattr(summary, name) for name in SUMMARY} | {"counts": counts}
+    return {name: host(value) for name, value in values.items() if value is not None}
+
+
+def statistics(batches: Iterable[Batch], device: torch.device) -> Statistics:
+    """Return the statistics of all the batches' rows."""
+    return reduce(add, (_statistics(batch, device) for batch in batches))
+
+
+def _statistics(batch: Batch, device: torch.device) -> Statistics:
+    nk, sx, log_norm, entropy, about = (
+        torch.from_numpy(batch[name]).to(device) for name in ("nk", "sx", "log_norm", "entropy", "about")
+    )
+    sxx = torch.from_numpy(batch["sxx"]).to(device) if "sxx" in batch else None
+    return Statistics(nk, sx, sxx, log_norm, entropy, about)
+
+
+def summary(batches: Iterable[Batch]) -> Summary:
+    """Return the summary of all the batches' rows."""
+    return reduce(
+        add,
+        (Summary(float(batch["total"]), *(torch.from_numpy(batch[name]) for name in SUMMARY[1:])) for batch in batches),
+    )
+
+
+def counts(batches: Iterable[Batch]) -> np.ndarray:
+    """Return how many rows each component wins (K,): int64 where no row was weighted, else float64."""
+    return reduce(add, (batch["counts"] for batch in batches))
+
+
+def scaled(batch: Batch, factor: float) -> Batch:
+    """Return a batch for coordinates that are `factor` times as large."""
+    return batch if factor == 1 else _with(batch, statistics([batch], CPU).scaled(factor))
+
+
+def taken(batch: Batch, index: torch.Tensor) -> Batch:
+    """Return a batch of these components (k,), in this order."""
+    return _with(batch, statistics([batch], CPU).take(index)) | {"counts": batch["counts"][index.numpy()]}
+
+
+def _with(batch: Batch, statistics: Statistics) -> Batch:
+    return batch | {name: host(getattr(statistics, name)) for name in STATISTICS if name in batch}
+
+
+def fingerprint(blocks: Blocks) -> str:
+    """Return what tells a batch from others: a hash of its rows as they are stored, and of their weights.
+
+    Each WORDS of the rows are summed against fixed odd 64-bit numbers, on the device where they are: reading them once
+    is all that it costs. Two batches that differ have the same hash with a chance of about 2^-64.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mixers = (torch.randint(-(2**62), 2**62, (WORDS,), generator=generator) * 2 + 1).to(blocks.device)
+    found = hashlib.blake2b(repr((blocks.n_rows, blocks.n_features)).encode(), digest_size=16)
+    for block, weights in blocks.weighted():
+        rows = max(1, WORDS // max(block.shape[1], 1))
+        for part in (block, weights):
+            if part is None:
+                continue
+            found.update(str(part.dtype).encode())
+            sums = [_mixed(piece, mixers) for piece in torch.split(part, rows)]
+            found.update(torch.stack(sums).cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _mixed(piece: torch.Tensor, mixers: torch.Tensor) -> torch.Tensor:
+    words = piece.contiguous().view(-1).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[piece.element_size()])
+    sums = [(part * mixers[: len(part)]).sum() for part in torch.split(words, WORDS)]
+    return torch.stack(sums).sum() if len(sums) == 1 else (torch.stack(sums) * mixers[: len(sums)]).sum()
