@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 
 READ_BYTES = 64 << 20  # of a file that cannot be mapped, at a time
 COPY_BYTES = 256 << 20  # from the host to an accelerator, at a time
-SUMMARY_ROWS = 4096
 
 
 class Blocks:
@@ -107,81 +105,6 @@ class Blocks:
             return max(1, int(part.shape[0]))
         row = int(part.shape[1]) * int(part.dtype.itemsize)
         return max(1, (READ_BYTES if self.device.type == "cpu" else COPY_BYTES) // row)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Hold what the whole of the rows says of each column; summaries of disjoint sets of rows add. All float64.
-
-    total: number of rows, each as often as it counts. mean, minimum, maximum: (D,). scatter: sum_n (x_n - mean)^2,
-    (D,), or the outer products (D, D).
-    """
-
-    total: float
-    mean: torch.Tensor
-    scatter: torch.Tensor
-    minimum: torch.Tensor
-    maximum: torch.Tensor
-
-    @property
-    def variance(self) -> torch.Tensor:
-        """The sample variance of each column (D,), with N - 1 in the denominator."""
-        scatter = self.scatter if self.scatter.ndim == 1 else self.scatter.diagonal()
-        return scatter / max(self.total - 1, 1)
-
-    def __add__(self, other: Summary) -> Summary:
-        """Add two summaries. Source: Chan, Golub and LeVeque 1983, the pairwise update of mean and scatter."""
-        total = self.total + other.total
-        share = other.total / total
-        step = other.mean - self.mean
-        between = (torch.outer(step, step) if self.scatter.ndim == 2 else step * step) * (self.total * share)
-        return Summary(
-            total,
-            self.mean + step * share,
-            self.scatter + other.scatter + between,
-            torch.minimum(self.minimum, other.minimum),
-            torch.maximum(self.maximum, other.maximum),
-        )
-
-
-def summarise(blocks: Blocks, *, outer: bool) -> Summary:
-    """Return the mean, scatter and range of all rows that count, in one pass, in float64, on the CPU.
-
-    outer: whether the scatter is (D, D). Raises ValueError where a value is NaN or infinite, or where no row counts.
-    """
-    found: Summary | None = None
-    seen = 0
-    for block, weights in blocks.weighted():
-        size = SUMMARY_ROWS if blocks.device.type == "cpu" else len(block)
-        for low in range(0, len(block), size):
-            here = _summary(
-                block[low : low + size], None if weights is None else weights[low : low + size], outer, seen
-            )
-            seen += min(size, len(block) - low)
-            if here is not None:
-                found = here if found is None else found + here
-    if found is None:
-        raise ValueError("no row counts: every sample_weight is zero")
-    return Summary(found.total, *(part.cpu() for part in (found.mean, found.scatter, found.minimum, found.maximum)))
-
-
-def _summary(rows: torch.Tensor, weights: torch.Tensor | None, outer: bool, first: int) -> Summary | None:
-    """Return the summary of rows (n, D), of which the first is row `first`; None where none of them counts."""
-    wide = rows.double()
-    total = float(len(rows))
-    if weights is not None:
-        check_finite(wide, first)
-        wide, weights = wide[weights > 0], weights[weights > 0]
-        total = float(weights.sum())
-        if not len(wide):
-            return None
-    low, high = wide.aminmax(dim=0)
-    if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
-        check_finite(wide, first)
-    mean = wide.mean(0) if weights is None else (weights @ wide) / total
-    wide = wide - mean
-    right = wide if weights is None else wide * weights[:, None]
-    return Summary(total, mean, wide.T @ right if outer else (wide * right).sum(0), low, high)
 
 
 def check_finite(rows: torch.Tensor, first: int) -> None:

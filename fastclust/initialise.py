@@ -59,7 +59,7 @@ def seeds(rows: Rows, n_components: int, kind: CovarianceType, random: np.random
 def kmeans_on_host(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
     """Return the statistics of the partition that scikit-learn's KMeans makes of all rows, which are on the host."""
     X, weights = _on_host(rows)
-    model = KMeans(n_clusters=n_components, n_init=1, random_state=random).fit(X, sample_weight=weights)
+    model = _LeanKMeans(n_clusters=n_components, n_init=1, random_state=random).fit(X, sample_weight=weights)
     labels = np.zeros(rows.blocks.n_rows, dtype=np.int64)
     labels[slice(None) if rows.blocks.present is None else rows.blocks.present] = model.labels_
     device = rows.blocks.device
@@ -117,6 +117,21 @@ STARTS: dict[str, Start] = {
 }
 # On the rows that scikit-learn sees, its own functions find what it finds.
 STARTS_ON_HOST = STARTS | {"kmeans": kmeans_on_host, "k-means++": seeds_on_host}
+
+
+class _LeanKMeans(KMeans):  # type: ignore[misc]
+    """scikit-learn's KMeans, which takes the variance of the rows, for its tolerance, in pieces.
+
+    numpy.var makes a copy of all rows, beside the one that KMeans moves to the mean.
+    """
+
+    def _check_params_vs_input(self, X: np.ndarray) -> None:
+        tol = self.tol
+        self.set_params(tol=0)  # for which it takes no variance
+        super()._check_params_vs_input(X)
+        self.set_params(tol=tol)
+        columns = np.array_split(X, max(1, X.shape[1] // 4), axis=1)
+        self._tol = tol * np.mean(np.concatenate([part.var(axis=0) for part in columns]))
 
 
 def _seeds(

@@ -3,7 +3,7 @@
 A batch is a dictionary of float64 NumPy arrays, in the coordinates of the passes:
 
     nk, sx, sxx, log_norm, entropy, about    the statistics of its rows, as in `fastclust.kernels.Statistics`
-    total, mean, scatter, minimum, maximum   the summary of its rows as they are stored, as in `blocks.Summary`
+    total, mean, scatter, minimum, maximum   the summary of its rows as they are stored, as in `fastclust.summary`
     counts                                   rows that each component is the most probable one of
 """
 
@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from fastclust.arrays import host
-from fastclust.blocks import Blocks, Summary
+from fastclust.blocks import Blocks
 from fastclust.kernels import Statistics
+from fastclust.summary import Summary
 
 Batch = dict[str, np.ndarray]
 

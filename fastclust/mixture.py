@@ -14,10 +14,11 @@ from sklearn.utils import check_random_state
 
 from fastclust import engine, initialise, memo, variational
 from fastclust.arrays import Given, host
-from fastclust.blocks import Blocks, Summary, summarise
+from fastclust.blocks import Blocks
 from fastclust.fitted import FittedMixture
 from fastclust.priors import set_priors
 from fastclust.rows import Rows, centre_of, scatter_about, unclaimed_scatter
+from fastclust.summary import Summary, summarise
 
 OnPass = Callable[[int, float, float], None]
 WHOLE = "fit"  # the name of the batch that `fit` leaves

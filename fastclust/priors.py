@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastclust.blocks import Summary
 from fastclust.rows import Rows
+from fastclust.summary import Summary
 from fastclust.variational import Prior
 
 

@@ -14,8 +14,9 @@ from operator import add
 
 import torch
 
-from fastclust.blocks import Blocks, Summary
+from fastclust.blocks import Blocks
 from fastclust.kernels import Backend, Coefficients, Frame, Statistics
+from fastclust.summary import Summary
 
 MOVE_BEYOND = 4.0  # deviations
 

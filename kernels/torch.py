@@ -3,16 +3,13 @@
 Responsibilities below e^FLOOR of the row's largest are zero: denormal numbers would cost more than half of a pass, in
 exp() and again in the products, and e^-40 weighs less than 1e-8 of a row, summed over a billion rows.
 
-On the CPU each thread works through tiles of its own with one-threaded operations: forking and joining inside every
-operation on a tile of a megabyte costs about a sixth of the pass.
+On the CPU each thread works through tiles of its own: see `fastclust.kernels.threads`.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import add
 from typing import TypeVar
@@ -20,7 +17,8 @@ from typing import TypeVar
 import torch
 
 from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
-from fastclust.kernels.torch_forms import TILE_ROWS, Space, Sums, form_of, tile_rows
+from fastclust.kernels.threads import over_parts
+from fastclust.kernels.torch_forms import Space, Sums, form_of, tile_rows
 
 FLOOR = {torch.float32: -40.0, torch.float64: -600.0}  # nats; products with small features stay normal numbers
 
@@ -87,8 +85,9 @@ def moments(
             centre = about
             sxx = torch.empty(*sx.shape, sx.shape[1], dtype=torch.float64, device=rows.device)
             for k in range(len(sx)):
-                difference = y.double() - about[k]
-                weighted = difference * r[k, :, None].double()
+                some = torch.nonzero(r[k])[:, 0]
+                difference = y[some].double() - about[k]
+                weighted = difference * r[k, some, None].double()
                 sx[k], sxx[k] = weighted.sum(0), weighted.T @ difference
         return Statistics(nk, sx, sxx, zero, zero, centre)
 
@@ -163,39 +162,5 @@ def _softmax(logits: torch.Tensor, space: Space) -> tuple[torch.Tensor, torch.Te
 
 
 def _over_tiles(n_rows: int, tile: int, device: torch.device, work: Callable[[int, int, int], T]) -> list[T]:
-    """Call work(start, stop, tile) over all rows: in equal parts, one a thread, on the CPU; else once.
-
-    The parts depend on the number of threads alone, so results are repeatable.
-    """
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    share = -(-n_rows // threads)
-    if threads == 1 or share < TILE_ROWS[0]:
-        with torch.no_grad():
-            return [work(0, n_rows, min(tile, max(n_rows, 1)))]
-    parts = [(low, min(low + share, n_rows), min(tile, share)) for low in range(0, n_rows, share)]
-    try:
-        return list(_pool(threads).map(lambda part: _one_threaded(work, part), parts))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _one_threaded(work: Callable[[int, int, int], T], part: tuple[int, int, int]) -> T:
-    # OpenMP's number of threads is the calling thread's own, but the matrix library's is the process's: each pass sets
-    # it, and the caller sets its own number again after the pass.
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        return work(*part)
-
-
-_pools: dict[int, ThreadPoolExecutor] = {}
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return the pool of that many workers, made at first use."""
-    if threads not in _pools:
-        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="fastclust")
-    return _pools[threads]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)  # a forked child has the table and not the threads
+    """Call work(start, stop, tile) over all rows, in parts, one a thread; no tile is larger than its part."""
+    return over_parts(n_rows, device, lambda start, stop: work(start, stop, min(tile, max(stop - start, 1))))

@@ -1,0 +1,57 @@
+"""The threads of the CPU backends: each works through rows of its own with one-threaded operations.
+
+Forking and joining inside every operation on a tile of a megabyte costs about a sixth of a pass, and far more where
+other processes want the same cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+LEAST_ROWS = 64  # of a thread
+
+T = TypeVar("T")
+
+
+def over_parts(n_rows: int, device: torch.device, work: Callable[[int, int], T]) -> list[T]:
+    """Call work(start, stop) over all rows: in equal parts, one a thread, on the CPU; else once.
+
+    The parts depend on the number of threads alone, so results are repeatable.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    share = -(-n_rows // threads)
+    if threads == 1 or share < LEAST_ROWS:
+        with torch.no_grad():
+            return [work(0, n_rows)]
+    parts = [(low, min(low + share, n_rows)) for low in range(0, n_rows, share)]
+    try:
+        return list(_pool(threads).map(lambda part: _one_threaded(work, part), parts))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _one_threaded(work: Callable[[int, int], T], part: tuple[int, int]) -> T:
+    # OpenMP's number of threads is the calling thread's own, but the matrix library's is the process's: each pass sets
+    # it, and the caller sets its own number again after the pass.
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        return work(*part)
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return the pool of that many workers, made at first use."""
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="fastclust")
+    return _pools[threads]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)  # a forked child has the table and not the threads
