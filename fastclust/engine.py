@@ -17,10 +17,10 @@ SMALL = 1 << 20  # numbers in the covariances
 
 
 @contextmanager
-def _one_thread_where_small(posterior: Posterior) -> Iterator[None]:
+def _one_thread_where_small(like: torch.Tensor) -> Iterator[None]:
     """Run K-sized operations on one thread: a second goes on spinning into the pass, and costs it a third."""
     threads = torch.get_num_threads()
-    if posterior.covariances.numel() >= SMALL:
+    if like.numel() >= SMALL:
         yield
         return
     torch.set_num_threads(1)
@@ -47,7 +47,8 @@ class Ascent:
 
 def coefficients(posterior: Posterior) -> Coefficients:
     """Return the E-step of a posterior, for the kernels."""
-    return Coefficients(posterior.covariance_type, *variational.log_rho_terms(posterior))
+    with _one_thread_where_small(posterior.covariances):
+        return Coefficients(posterior.covariance_type, *variational.log_rho_terms(posterior))
 
 
 def by_size(statistics: Statistics) -> torch.Tensor:
@@ -60,7 +61,14 @@ def posterior_of(prior: Prior, statistics: Statistics, scatter: torch.Tensor | N
     sxx = statistics.sxx if statistics.sxx is not None else scatter
     if sxx is None:
         raise ValueError("tied covariance needs the scatter of all rows")
-    return variational.update(prior, statistics.nk, statistics.sx, sxx, statistics.about)
+    with _one_thread_where_small(sxx):
+        return variational.update(prior, statistics.nk, statistics.sx, sxx, statistics.about)
+
+
+def bound_of(posterior: Posterior, statistics: Statistics) -> float:
+    """Return the lower bound of a posterior and of the statistics that it follows from, in nats, summed over rows."""
+    with _one_thread_where_small(posterior.covariances):
+        return float(variational.lower_bound(posterior, statistics.entropy))
 
 
 def ascend(
@@ -84,14 +92,11 @@ def ascend(
     """
     posterior, statistics, bounds = start, None, list[float]()
     for n_pass in range(1, max_passes + 1):
-        with _one_thread_where_small(posterior):
-            estep = coefficients(posterior)
-        statistics = rows.statistics(estep)
+        statistics = rows.statistics(coefficients(posterior))
         if sort_sticks:
             statistics = statistics.take(by_size(statistics))
-        with _one_thread_where_small(posterior):
-            posterior = posterior_of(prior, statistics, scatter)
-            bound = float(variational.lower_bound(posterior, statistics.entropy))
+        posterior = posterior_of(prior, statistics, scatter)
+        bound = bound_of(posterior, statistics)
         bounds.append(bound)
         change, lower_bound = bound - lower_bound, bound
         if on_pass is not None:

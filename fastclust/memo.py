@@ -45,7 +45,7 @@ def statistics(batches: Iterable[Batch], device: torch.device) -> Statistics:
 
 def _statistics(batch: Batch, device: torch.device) -> Statistics:
     nk, sx, log_norm, entropy, about = (
-        torch.from_numpy(batch[name]).to(device) for name in ("nk", "sx", "log_norm", "entropy", "about")
+        torch.from_numpy(np.asarray(batch[name])).to(device) for name in ("nk", "sx", "log_norm", "entropy", "about")
     )
     sxx = torch.from_numpy(batch["sxx"]).to(device) if "sxx" in batch else None
     return Statistics(nk, sx, sxx, log_norm, entropy, about)

@@ -111,7 +111,7 @@ class Mixture(FittedMixture):
         posterior = engine.posterior_of(prior, total, self._scatter(summary, rows))
 
         unit = self._unit(summary)
-        bound = float(variational.lower_bound(posterior, total.entropy)) / unit
+        bound = engine.bound_of(posterior, total) / unit
         bounds = [bound] if first else [*self.lower_bounds_, bound]
         last_new = self.last_new_batch_ if known else len(bounds)
         round_ago = len(bounds) - 1 - len(batches)

@@ -23,13 +23,15 @@ def over_parts(n_rows: int, device: torch.device, work: Callable[[int, int], T])
 
     The parts depend on the number of threads alone, so results are repeatable.
     """
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    share = -(-n_rows // threads)
-    if threads == 1 or share < LEAST_ROWS:
+    if device.type != "cpu":
         with torch.no_grad():
             return [work(0, n_rows)]
+    threads = torch.get_num_threads()
+    share = max(-(-n_rows // threads), 1)
     parts = [(low, min(low + share, n_rows)) for low in range(0, n_rows, share)]
     try:
+        if threads == 1 or share < LEAST_ROWS:
+            return [_one_threaded(work, (0, n_rows))]
         return list(_pool(threads).map(lambda part: _one_threaded(work, part), parts))
     finally:
         torch.set_num_threads(threads)

@@ -70,26 +70,38 @@ def moments(
     dtype: torch.dtype,
 ) -> Statistics:
     """Return the statistics of rows (N, D) for given responsibilities (N, K); see the backend protocol."""
-    with torch.no_grad():
-        y = frame.read(rows, torch.empty(rows.shape, dtype=dtype, device=rows.device))
-        r = responsibilities.to(dtype).T
-        nk = r.sum(1, dtype=torch.float64)
-        zero = torch.zeros((), dtype=torch.float64, device=rows.device)
-        sx, sxx = (r @ y).double(), None
-        centre = torch.zeros_like(sx)
-        if covariance_type == "diag":
-            sxx = (r @ y.square()).double()
-        elif covariance_type == "spherical":
-            sxx = (r @ y.square().sum(1)).double()
-        elif covariance_type == "full":
-            centre = about
-            sxx = torch.empty(*sx.shape, sx.shape[1], dtype=torch.float64, device=rows.device)
-            for k in range(len(sx)):
-                some = torch.nonzero(r[k])[:, 0]
-                difference = y[some].double() - about[k]
-                weighted = difference * r[k, some, None].double()
-                sx[k], sxx[k] = weighted.sum(0), weighted.T @ difference
-        return Statistics(nk, sx, sxx, zero, zero, centre)
+    parts = over_parts(
+        len(rows),
+        rows.device,
+        lambda start, stop: _moments(
+            frame.read(rows[start:stop], torch.empty(stop - start, rows.shape[1], dtype=dtype, device=rows.device)),
+            responsibilities[start:stop].to(dtype).T,
+            covariance_type,
+            about,
+        ),
+    )
+    return reduce(add, parts)
+
+
+def _moments(y: torch.Tensor, r: torch.Tensor, covariance_type: CovarianceType, about: torch.Tensor) -> Statistics:
+    """Return the moments of rows (n, D), as seen in the frame, for responsibilities (K, n)."""
+    nk = r.sum(1, dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64, device=y.device)
+    sx, sxx = (r @ y).double(), None
+    centre = torch.zeros_like(sx)
+    if covariance_type == "diag":
+        sxx = (r @ y.square()).double()
+    elif covariance_type == "spherical":
+        sxx = (r @ y.square().sum(1)).double()
+    elif covariance_type == "full":
+        centre = about
+        sxx = torch.empty(*sx.shape, sx.shape[1], dtype=torch.float64, device=y.device)
+        for k in range(len(sx)):
+            some = torch.nonzero(r[k])[:, 0]
+            difference = y[some].double() - about[k]
+            weighted = difference * r[k, some, None].double()
+            sx[k], sxx[k] = weighted.sum(0), weighted.T @ difference
+    return Statistics(nk, sx, sxx, zero, zero, centre)
 
 
 def assign(
