@@ -63,7 +63,7 @@ class Backend(Protocol):
         """Return the responsibilities (N, K) in dtype."""
 
 
-AUTOMATIC = ("torch",)  # best first
+AUTOMATIC = ("numba", "torch")  # best first
 BACKENDS = (*AUTOMATIC, "reference")  # the reference runs when it is asked for
 
 

@@ -52,7 +52,7 @@ class Linear:
 
     def log_rho(self, y: torch.Tensor, space: Space) -> torch.Tensor:
         """Return ln rho (K, n) of rows (n, D)."""
-        logits = torch.mm(self.rest, self._squares(y, space.rest(len(y))).T, out=space.logits(len(y)))
+        logits = torch.mm(self.rest, self.squares(y, space.rest(len(y))).T, out=space.logits(len(y)))
         logits.addmm_(self.first, y.T)
         if self.tight is not None:
             space.near = []
@@ -79,7 +79,7 @@ class Linear:
         total.sx += both[:, : self.n_features]
         total.rest += both[:, self.n_features :]
 
-    def _squares(self, y: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def squares(self, y: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Write the columns that follow y (n, D) into out (n, D + 1 or 2): squares, or their sum, and ones."""
         if self.kind == "diag":
             torch.mul(y, y, out=out[:, :-1])

@@ -1,5 +1,6 @@
 """Every backend against the oracle: one test over covariance types, dtypes and awkward shapes."""
 
+import sys
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -225,9 +226,12 @@ def test_a_frame_moves_and_scales():
 
 def test_a_backend_that_cannot_run_says_why_and_what_can(monkeypatch):
     monkeypatch.setattr(plain, "unavailable", lambda device: "it is Monday")
-    with pytest.raises(RuntimeError, match=r"'torch' cannot run on cpu: it is Monday; reference can"):
+    with pytest.raises(RuntimeError, match=r"'torch' cannot run on cpu: it is Monday; numba, reference can"):
         kernels.select("torch", CPU)
+    assert kernels.select("auto", CPU)[0] == "numba"
+    monkeypatch.setitem(sys.modules, "fastclust.kernels.numba", None)  # as where numba is not installed
+    assert "numba" in kernels.available(CPU)["numba"]
     with pytest.raises(RuntimeError, match="it is Monday"):
         kernels.select("auto", CPU)
-    with pytest.raises(ValueError, match="torch, reference"):
+    with pytest.raises(ValueError, match="numba, torch, reference"):
         kernels.select("jax", CPU)

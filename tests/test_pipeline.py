@@ -67,7 +67,7 @@ def test_the_summary_says_what_was_done(made: Path) -> None:
     assert summary["images"] == 4
     assert summary["left_out"] == []
     assert (summary["model"], summary["weights"], summary["learned_features"]) == ("squeezenet1_1", "random", False)
-    assert (summary["seed"], summary["backend"], summary["size"]) == (0, "torch", 64)
+    assert (summary["seed"], summary["backend"], summary["size"]) == (0, "numba", 64)
     assert summary["machine"]["versions"]["torch"]
     assert summary["mixture"]["n_components"] == 3
     assert 0 < summary["peak_memory_bytes"] < 2**40
