@@ -42,15 +42,17 @@ class BayesianGaussianMixture(Mixture):
 
     What differs
     ------------
-    - Rows can be torch tensors, CuPy arrays, whatever has `__dlpack__`, and h5py datasets. Results and fitted arrays
-      are then of that kind, on that device (of h5py: NumPy's). There k-means, its seeds and their sums are computed on
-      the device by other code with other random numbers, so the start is another for `init_params` "kmeans" and
-      "k-means++"; for "random" and "random_from_data" it is the same.
+    - Rows can be torch tensors, CuPy arrays, whatever has `__dlpack__`, h5py datasets, and lists of two-dimensional
+      arrays, one after the other. Results and fitted arrays are then of that kind, on that device (of h5py: NumPy's).
+      There k-means, its seeds and their sums are computed on the device by other code with other random numbers, so the
+      start is another for `init_params` "kmeans" and "k-means++"; for "random" and "random_from_data" it is the same.
     - `fit` and `fit_predict` take `sample_weight`; `partial_fit`, `prune`, `save`, `counts_`, `n_active_`,
       `lower_bound_per_row_`, `responsibilities_statistics_`, `backend_` and `device_` are as in `fastclust.DPGMM`.
     - Of tied covariance, `lower_bound_` is a number; scikit-learn 1.9's is an array of one.
-    - float32 rows: scikit-learn adds 10 eps of float32 rows to each component, here it is of float64 always.
-    - A NaN is named with its row and feature. Unfitted private methods do not exist.
+    - float32 rows: scikit-learn adds 10 eps of float32 rows to each component, here it is of float64 always; and what
+      max_iter=0 leaves is float64.
+    - `covariance_prior` of spherical covariance is one number; scikit-learn takes other shapes without looking.
+    - A NaN is named with its row and feature. Scikit-learn's private methods do not exist.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -145,6 +147,8 @@ class BayesianGaussianMixture(Mixture):
 
     def _present(self, given: Given) -> None:
         """Give fitted arrays the kind of the rows, and priors from the rows their dtype, as scikit-learn does."""
+        self.lower_bounds_ = [np.float64(bound) for bound in self.lower_bounds_]
+        self.lower_bound_ = self.lower_bounds_[-1] if self.lower_bounds_ else self.lower_bound_
         narrow = given.host and getattr(given.parts[0], "dtype", None) == np.float32
         for name, ours in (("mean_prior", "mean_prior_"), ("covariance_prior", "covariance_prior_")):
             value, asked = getattr(self, ours), getattr(self, name)

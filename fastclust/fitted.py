@@ -143,15 +143,17 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     # The rest is not public.
 
     def _open(
-        self, X: Any, *, reset: bool = False, least: int = 1, sample_weight: Any = None
+        self, X: Any, *, fitting: bool = False, reset: bool = False, least: int = 1, sample_weight: Any = None
     ) -> tuple[Given, Blocks, kernels.Backend, str]:
         """Return X as given, its rows as blocks on the device, and the backend with its name.
 
-        reset: whether X says how many features there are, and their names. least: rows that there must be.
+        fitting: whether to make numbers of strings and other objects, as scikit-learn's fit does and its predict does
+        not. reset: whether X says how many features there are, and their names. least: rows that there must be.
         """
         given = receive(X)
         if given.host:
-            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=least)
+            dtype = "numeric" if not fitting or _numeric(X) else [np.float64, np.float32]
+            X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False, ensure_min_samples=least)
             given = Given([X], given.like, host=True)
         else:
             _check_feature_names(self, given.parts[0], reset=reset)
@@ -258,6 +260,11 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _floats(self, given: Given, result: torch.Tensor) -> Any:
         """Return densities or probabilities as the user gets them."""
         return given.like(result)
+
+
+def _numeric(X: Any) -> bool:
+    """Say whether X is a frame, or an array of numbers, that can be read as it is stored."""
+    return hasattr(X, "dtypes") or getattr(getattr(X, "dtype", None), "kind", "O") in "fiub"
 
 
 def _on_host(value: Any) -> Any:

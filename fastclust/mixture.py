@@ -69,7 +69,9 @@ class Mixture(FittedMixture):
         """
         self._validate_params()
         first = not hasattr(self, "converged_")
-        given, blocks, backend, name = self._open(X, reset=first, least=2 if first else 1, sample_weight=sample_weight)
+        given, blocks, backend, name = self._open(
+            X, fitting=True, reset=first, least=2 if first else 1, sample_weight=sample_weight
+        )
         if first:
             self._check_enough(blocks)
         here = summarise(blocks, outer=self._outer)
@@ -131,7 +133,7 @@ class Mixture(FittedMixture):
         """Fit, set every attribute, and return X as given with the label of each row (n_samples,) int32."""
         self._validate_params()
         warm = self.warm_start and hasattr(self, "converged_")
-        given, blocks, backend, name = self._open(X, reset=not warm, least=2, sample_weight=sample_weight)
+        given, blocks, backend, name = self._open(X, fitting=True, reset=not warm, least=2, sample_weight=sample_weight)
         self._check_enough(blocks)
         summary = summarise(blocks, outer=self._outer)
         if not warm:
@@ -248,7 +250,7 @@ class Mixture(FittedMixture):
         offset, scale, centre = (part.cpu() for part in (rows.offset, rows.scale, rows.centre))
         ends = (summary.minimum, summary.maximum)
         far = max(float(((end - offset) * scale - centre).abs().max()) for end in ends)
-        if far**2 * len(centre) < torch.finfo(rows.dtype).max:
+        if far * far * len(centre) < torch.finfo(rows.dtype).max:
             return
         name = str(rows.dtype).removeprefix("torch.")
         ways = ["scale the rows"] + ["dtype='float64'"] * (rows.dtype == torch.float32)

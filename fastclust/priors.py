@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import check_array
 
 from fastclust.rows import Rows
 from fastclust.summary import Summary
@@ -62,7 +63,11 @@ def set_priors(model: Any, rows: Rows, summary: Summary) -> Prior:
 
 def _array(name: str, value: Any, shape: tuple[int, ...], kind: str = "") -> np.ndarray:
     """Return a prior as float64, checked."""
-    array = np.asarray(value, dtype=np.float64)
+    try:
+        given = check_array(value, dtype=[np.float64, np.float32], ensure_2d=False) if shape else value
+        array = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:  # in scikit-learn's words, which do not say of what
+        raise type(error)(f"{error} ({name})") from None
     if array.shape != shape:
         theirs = f"{kind} {name}" if kind else "means"  # what scikit-learn's messages call it
         raise ValueError(f"The parameter '{theirs}' should have the shape of {shape}, but got {array.shape} as {name}")

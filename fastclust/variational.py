@@ -36,8 +36,9 @@ class IllDefinedCovarianceError(ValueError):
 
     def __init__(self) -> None:
         super().__init__(
-            "a component's covariance is not positive definite (single or collapsed rows, or columns that are copies "
-            "of one another); use fewer components, a larger reg_covar, or float64"
+            "Fitting the mixture model failed because some components have ill-defined empirical covariance: it is not "
+            "positive definite (single or collapsed rows, or columns that are copies of one another). Use fewer "
+            "components, a larger reg_covar, or float64"
         )
 
 

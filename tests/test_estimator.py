@@ -277,7 +277,7 @@ NOT_ROWS = [
     (np.zeros((0, 3)), ValueError, "0 sample"),
     (np.zeros((5, 0)), ValueError, "0 feature"),
     (np.zeros((5, 2), dtype=complex), ValueError, "[Cc]omplex"),
-    (np.array([["a", "b"]] * 5), ValueError, "bytes/strings"),
+    (np.array([["a", "b"]] * 5), ValueError, "could not convert string to float"),
     ([np.zeros((3, 2)), np.zeros((3, 4))], ValueError, "different numbers of features"),
     (np.full((50, 2), 1e30) * np.arange(50)[:, None], ValueError, "overflow float32"),
 ]
