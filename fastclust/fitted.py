@@ -60,10 +60,11 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             check_finite(torch.cat(list(rows.blocks)), 0)
         return self._floats(given, proba)
 
-    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, n_samples: int = 1) -> tuple[Any, Any]:
         """Draw rows from the mixture at its posterior means, in unmapped units.
 
-        Returns rows (n_samples, n_features) float64, component by component, and their components (n_samples,).
+        Returns rows (n_samples, n_features) float64, component by component, and their components (n_samples,) int64,
+        in the kind of array that means_ is.
         Raises ValueError for n_samples < 1.
         """
         check_is_fitted(self)
@@ -81,7 +82,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 noise = random.standard_normal(size=(count, self.n_features_in_))
                 rows.append(means[k] + noise * np.sqrt(covariances[k]))
         stored = np.vstack(rows) / self.feature_scale_ + self.feature_offset_
-        return stored, np.repeat(np.arange(len(counts)), counts)
+        like = receive(self.means_).like
+        labels = np.repeat(np.arange(len(counts)), counts)
+        return like(torch.from_numpy(stored)), like(torch.from_numpy(labels))
 
     def prune(self) -> Self:
         """Drop the components that win no row of the fit and have less than 1e-8 of a row, in place.
@@ -247,9 +250,8 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _assigned(self, rows: Rows) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Return the labels (n,) int32 and log-densities (n,) of each block of rows."""
-        coefficients, seen = engine.coefficients(self._posterior(rows)), 0
-        for block in rows.blocks:
-            labels, density = rows.backend.assign(block, coefficients, rows.frame, rows.dtype, rows.block_rows)
+        seen = 0
+        for block, labels, density in rows.assigned(engine.coefficients(self._posterior(rows))):
             finite = torch.isfinite(density)
             if not bool(finite.all()):
                 check_finite(block, seen)

@@ -8,6 +8,7 @@ relu1_2 of VGG-19: moving every column makes nk ten times less exact).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
@@ -16,6 +17,7 @@ import torch
 
 from fastclust.blocks import Blocks
 from fastclust.kernels import Backend, Coefficients, Frame, Statistics
+from fastclust.kernels.duplicates import merge
 from fastclust.summary import Summary
 
 MOVE_BEYOND = 4.0  # deviations
@@ -46,13 +48,22 @@ class Rows:
 
     def statistics(self, coefficients: Coefficients) -> Statistics:
         """Return the statistics of all rows: one E-step."""
-        return reduce(
+        # On an accelerator, looking for equal components would stop the queue.
+        merged = merge(coefficients) if self.blocks.device.type == "cpu" else None
+        here = coefficients if merged is None else merged.coefficients
+        found = reduce(
             add,
             (
-                self.backend.statistics(block, coefficients, self.frame, self.dtype, weights, self.block_rows)
+                self.backend.statistics(block, here, self.frame, self.dtype, weights, self.block_rows)
                 for block, weights in self.blocks.weighted()
             ),
         )
+        return found if merged is None else merged.apart(found)
+
+    def assigned(self, coefficients: Coefficients) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Iterate over blocks (n, D) with their rows' most probable components (n,) int32 and log-densities (n,)."""
+        for block in self.blocks:
+            yield block, *self.backend.assign(block, coefficients, self.frame, self.dtype, self.block_rows)
 
     def in_own_frame(self) -> Rows:
         """Return these rows for tensors that are in the passes' coordinates already."""

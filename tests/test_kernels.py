@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from functools import reduce
 from operator import add
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from conftest import blobs, relu_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastclust import kernels
+from fastclust import DPGMM, kernels
 from fastclust.kernels import Coefficients, Frame, Statistics, reference
 from fastclust.kernels import torch as plain
+from fastclust.kernels.duplicates import merge
 
 KINDS = ("full", "tied", "diag", "spherical")
 CPU = torch.device("cpu")
@@ -235,3 +237,43 @@ def test_a_backend_that_cannot_run_says_why_and_what_can(monkeypatch):
         kernels.select("auto", CPU)
     with pytest.raises(ValueError, match="numba, torch, reference"):
         kernels.select("jax", CPU)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_components_that_are_the_same_cost_one_and_count_as_many(kind):
+    """Seven components, of which three are one and two are another, in any order, with weights of their own."""
+    rows, one = problem(200, 4, 4, kind)
+    which = torch.tensor([1, 0, 1, 2, 3, 0, 1])
+    offset = one.offset[which] + torch.tensor([0.0, -1.0, 0.5, 0.0, 0.0, 2.0, -800.0], dtype=torch.float64)
+    precision = one.precision if kind == "tied" else one.precision[which]
+    many = Coefficients(kind, offset, one.means[which], precision)
+    merged = merge(many)
+    assert merged is not None
+    assert merged.coefficients.n_components == 4
+    assert merge(merged.coefficients) is None
+    expected = reference.statistics(rows, many, Frame(), torch.float64)
+    found = merged.apart(reference.statistics(rows, merged.coefficients, Frame(), torch.float64))
+    for name in ("nk", "sx", "sxx", "log_norm", "entropy", "about"):
+        if getattr(expected, name) is not None:
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fit_that_ends_with_few_components_passes_over_few(kind, monkeypatch):
+    seen = []
+
+    def statistics(rows, coefficients, *rest):
+        seen.append(coefficients.n_components)
+        return plain.statistics(rows, coefficients, *rest)
+
+    backend = SimpleNamespace(**vars(plain) | {"statistics": statistics})
+    monkeypatch.setattr("fastclust.fitted.kernels.select", lambda name, device: ("watched", backend, {}))
+    random = np.random.default_rng(0)
+    X = 12 * np.eye(4)[random.integers(4, size=800)] + random.normal(size=(800, 4))
+    parameters = {"n_components": 30, "covariance_type": kind, "random_state": 0, "tol": 1e-7, "max_iter": 200}
+    model = DPGMM(init_params="random_from_data", **parameters).fit(X)
+    assert seen[-1] < 20 < 30 == max(seen)
+    monkeypatch.setattr("fastclust.rows.merge", lambda coefficients: None)
+    whole = DPGMM(init_params="random_from_data", **parameters).fit(X)
+    np.testing.assert_allclose(model.lower_bounds_, whole.lower_bounds_, rtol=1e-6)
+    np.testing.assert_allclose(model.means_, whole.means_, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,69 @@
+"""Components that are the same but for their weight, treated as one: what is dead costs one component's work in all.
+
+A component that no row belongs to has the prior's mean and precision, and so has every other such component. Of
+components with one quadratic form q_n and offsets a_k,
+
+    sum_k exp(a_k - q_n / 2) = exp(a - q_n / 2),  a = ln sum_k exp a_k,     r_nk = r_n exp(a_k - a)
+
+so a pass over one component with offset a gives the statistics of each, exactly: shares exp(a_k - a) of them, and as
+much more entropy as the shares have. Labels are another matter: the largest of many is not their sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from fastclust.kernels.contract import Coefficients, Statistics
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Hold coefficients of G groups of components, and what is needed to take the groups apart.
+
+    group: (K,) int64, which group a component is in. share: (K,) float64, its part of the group's responsibility.
+    """
+
+    coefficients: Coefficients
+    group: torch.Tensor
+    share: torch.Tensor
+
+    def apart(self, statistics: Statistics) -> Statistics:
+        """Return the statistics of the components, given those of the groups."""
+        found = statistics.take(self.group)
+        entropy = -torch.xlogy(self.share, self.share)  # (K,)
+        one, more = self.share[:, None], self.share[:, None, None]
+        sxx = found.sxx
+        if sxx is not None:
+            sxx = sxx * (self.share if sxx.ndim == 1 else one if sxx.ndim == 2 else more)
+        return replace(
+            found,
+            nk=found.nk * self.share,
+            sx=found.sx * one,
+            sxx=sxx,
+            entropy=found.entropy + (found.nk * entropy).sum(),
+        )
+
+
+def merge(coefficients: Coefficients) -> Merged | None:
+    """Return coefficients with equal components merged; None where no two are equal, to the last bit."""
+    means, precision = coefficients.means, coefficients.precision
+    own = means if coefficients.covariance_type == "tied" else torch.cat([means, precision.reshape(len(means), -1)], 1)
+    seen: dict[bytes, int] = {}
+    group = torch.tensor([seen.setdefault(row.tobytes(), len(seen)) for row in own.cpu().numpy()])
+    if len(seen) == len(means):
+        return None
+    members = group == torch.arange(len(seen))[:, None]  # (G, K)
+    offset = torch.where(members, coefficients.offset.cpu(), -torch.inf)
+    first, total = members.int().argmax(1), torch.logsumexp(offset, 1)
+    share = (coefficients.offset.cpu() - total[group]).exp()
+    device = means.device
+    group, share, first = (part.to(device) for part in (group, share, first))
+    merged = replace(
+        coefficients,
+        offset=total.to(device),
+        means=means[first],
+        precision=precision if coefficients.covariance_type == "tied" else precision[first],
+    )
+    return Merged(merged, group, share)
