@@ -63,7 +63,8 @@ class Backend(Protocol):
         """Return the responsibilities (N, K) in dtype."""
 
 
-AUTOMATIC = ("torch",)  # best first
+AUTOMATIC = ("triton", "torch")  # best first
+INTERPRETED_ON_CPU = ("triton",)  # for tests alone, and only when it is asked for
 BACKENDS = (*AUTOMATIC, "reference")  # the reference runs when it is asked for
 
 
@@ -96,6 +97,8 @@ def select(name: str, device: torch.device) -> tuple[str, Backend, dict[str, str
     passed_over: dict[str, str] = {}
     for other in AUTOMATIC:
         reason = reasons[other]
+        if reason is None and device.type == "cpu" and other in INTERPRETED_ON_CPU:
+            reason = "it is interpreted on a CPU, for tests"
         if reason is None:
             return other, _module(other), passed_over
         passed_over[other] = reason

@@ -1,0 +1,157 @@
+"""Triton on CUDA: spherical and diag read rows as stored, once, and keep everything else on the chip.
+
+What has no kernel here goes to the torch backend: full and tied covariance, and arithmetic or rows in float64;
+`why_not` says so, and one line is logged. Sums of programs are added in float64 in a fixed order, so that two runs
+agree bit for bit.
+
+This has run in Triton's interpreter (TRITON_INTERPRET=1, for tests), against the oracle, and compiles for sm_90; no GPU
+has run it. Triton is imported when it is first needed: a second that a run on the CPU need not spend.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from functools import cache, reduce
+from operator import add
+
+import torch
+
+from fastclust.kernels import torch as plain
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
+
+STORED = (torch.float32, torch.float16, torch.bfloat16)
+
+log = logging.getLogger("fastclust")
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Say why there is no Triton on a device: it needs CUDA, or its interpreter."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != ("cpu" if interpreted else "cuda"):
+        return "TRITON_INTERPRET is set, for tests on the CPU" if interpreted else "needs a CUDA device"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    from fastclust.kernels import triton_launch
+
+    if interpreted != triton_launch.INTERPRETED:
+        return "TRITON_INTERPRET was changed after triton was imported"
+    return None
+
+
+def why_not(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.dtype) -> str | None:
+    """Say why the torch backend takes a covariance type, arithmetic in dtype or rows stored so; None if it does not."""
+    if covariance_type not in ("diag", "spherical"):
+        return f"{covariance_type} covariance has no Triton kernel"
+    if dtype != torch.float32:
+        return f"arithmetic in {dtype} was asked for, and the Triton kernels compute in float32"
+    return None if stored in STORED else f"rows are {stored}, and the Triton kernels read {STORED}"
+
+
+@cache
+def _tell(reason: str) -> None:
+    log.info("backend triton leaves this to the torch backend: %s", reason)
+
+
+def _left(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.dtype) -> bool:
+    reason = why_not(covariance_type, dtype, stored)
+    if reason is not None:
+        _tell(reason)
+    return reason is not None
+
+
+def statistics(
+    rows: torch.Tensor,
+    coefficients: Coefficients,
+    frame: Frame,
+    dtype: torch.dtype,
+    weights: torch.Tensor | None = None,
+    block_rows: int | None = None,
+    precision: str = "high",
+) -> Statistics:
+    """Return the statistics of rows (N, D) under the coefficients; see the backend protocol.
+
+    precision: of matrix products, "high", three terms of tf32, or "fast", three of bfloat16.
+    """
+    if _left(coefficients.covariance_type, dtype, rows.dtype):
+        return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
+    from fastclust.kernels import triton_launch as launch
+
+    product = launch.PRODUCTS[precision]
+    if launch.fits(*coefficients.means.shape):
+        return launch.fused_sums(rows, coefficients, frame, weights, product)
+    size = block_rows or launch.scratch_rows(coefficients.n_components)
+    return reduce(
+        add,
+        (
+            launch.tiled_sums(
+                rows[low : low + size],
+                coefficients,
+                frame,
+                None if weights is None else weights[low : low + size],
+                product,
+            )
+            for low in range(0, len(rows), size)
+        ),
+    )
+
+
+def moments(
+    rows: torch.Tensor,
+    responsibilities: torch.Tensor,
+    covariance_type: CovarianceType,
+    about: torch.Tensor,
+    frame: Frame,
+    dtype: torch.dtype,
+) -> Statistics:
+    """Return the statistics of rows (N, D) for given responsibilities (N, K); see the backend protocol."""
+    if _left(covariance_type, dtype, rows.dtype):
+        return plain.moments(rows, responsibilities, covariance_type, about, frame, dtype)
+    from fastclust.kernels import triton_launch as launch
+
+    return launch.given_sums(rows, responsibilities, covariance_type == "diag", about, frame)
+
+
+def assign(
+    rows: torch.Tensor,
+    coefficients: Coefficients,
+    frame: Frame,
+    dtype: torch.dtype,
+    block_rows: int | None = None,
+    precision: str = "high",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
+    if _left(coefficients.covariance_type, dtype, rows.dtype):
+        return plain.assign(rows, coefficients, frame, dtype, block_rows)
+    from fastclust.kernels import triton_launch as launch
+
+    product = launch.PRODUCTS[precision]
+    if launch.fits(*coefficients.means.shape):
+        return launch.fused_labels(rows, coefficients, frame, product)
+    terms = launch.tiled_terms(coefficients)
+    size = block_rows or launch.scratch_rows(coefficients.n_components)
+    parts = [
+        launch.tiled_labels(launch.tiled_logits(rows[low : low + size], coefficients, frame, terms, product))
+        for low in range(0, len(rows), size)
+    ]
+    return torch.cat([labels for labels, _ in parts]), torch.cat([density for _, density in parts])
+
+
+def responsibilities(
+    rows: torch.Tensor,
+    coefficients: Coefficients,
+    frame: Frame,
+    dtype: torch.dtype,
+    block_rows: int | None = None,
+    precision: str = "high",
+) -> torch.Tensor:
+    """Return the responsibilities (N, K)."""
+    if _left(coefficients.covariance_type, dtype, rows.dtype):
+        return plain.responsibilities(rows, coefficients, frame, dtype, block_rows)
+    from fastclust.kernels import triton_launch as launch
+
+    terms = launch.tiled_terms(coefficients)
+    shares = launch.tiled_logits(rows, coefficients, frame, terms, launch.PRODUCTS[precision])
+    launch.tiled_shares(shares, -torch.inf)  # no floor: what is shown to a user underflows to zero
+    return shares

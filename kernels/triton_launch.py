@@ -1,0 +1,349 @@
+"""How the Triton kernels are started: coefficients as they read them, and block shapes from a formula."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from fastclust.kernels.contract import Coefficients, Frame, Statistics
+from fastclust.kernels.torch import FLOOR
+from fastclust.kernels.triton_fused import fused_assign, fused_statistics
+from fastclust.kernels.triton_tiled import tiled_log_rho, tiled_moments, tiled_softmax
+
+TIGHT = 1e3  # nats of sum lambda m^2; three-term tf32 errs by about 3e-7 of it, a third more than float32
+CUT = FLOOR[torch.float32] + math.log(1.5)  # as the torch backend
+FLUSH = 32  # tiles that float32 sums hold before they go to float64
+FUSED = 128  # components or features of the fused path, at most
+PRODUCTS = {"high": "tf32x3", "fast": "bf16x3"}
+SCRATCH_BYTES = 256 << 20
+INTERPRETED = not isinstance(fused_statistics, triton.JITFunction)
+INTERPRETED_PROGRAMS = 3
+
+
+def _empty(*size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Allocate what a kernel writes: tests put NaN there first."""
+    return torch.empty(size, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Say how a kernel is cut up: rows, columns and components of a block, all powers of two.
+
+    components, width: K and D, padded. columns: read at once for ln rho. part: columns of a program's sums.
+    """
+
+    components: int
+    width: int
+    rows: int
+    columns: int
+    part: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Hold the coefficients as kernels read them, padded to (components, width); see `triton_parts.log_rho`."""
+
+    diag: bool
+    linear: torch.Tensor
+    square: torch.Tensor
+    const: torch.Tensor
+    offset: torch.Tensor
+    high: torch.Tensor
+    low: torch.Tensor
+    precision: torch.Tensor
+    loose: torch.Tensor
+    order: torch.Tensor
+    n_tight: torch.Tensor
+
+    def for_log_rho(self) -> tuple[torch.Tensor, ...]:
+        """Return the arguments of `triton_parts.log_rho`."""
+        c = self
+        return c.linear, c.square, c.const, c.offset, c.high, c.low, c.precision, c.order, c.n_tight
+
+    def about(self, k: int, d: int) -> torch.Tensor:
+        """Return the reference points (K, D) float64 of the kernel's moments: m_k of tight components, the origin."""
+        there = self.high.double() + self.low.double()
+        return (there * (1 - self.loose.double())[:, None])[:k, :d]
+
+
+def terms(coefficients: Coefficients, components: int, width: int) -> Terms:
+    """Return coefficients as kernels read them, padded to components and width; the host does not wait for them."""
+    m, diag = coefficients.means, coefficients.covariance_type == "diag"
+    precision = coefficients.precision if diag else coefficients.precision[:, None]
+    square = (precision * m**2).sum(1)  # (K,)
+    tight = square > TIGHT
+    loose = (~tight).double()
+    first = _padded(precision * m * loose[:, None], components, width).T.float().contiguous()
+    half = -0.5 * coefficients.precision * (loose[:, None] if diag else loose)
+    second = (_padded(half, components, width).T if diag else _padded(half, components)).float().contiguous()
+    const = (coefficients.offset - 0.5 * square).masked_fill(tight, -torch.inf)
+    padded_tight = _padded(tight.double(), components) > 0
+    high = m.float()
+    return Terms(
+        diag,
+        first,
+        second,
+        _padded(const, components, fill=-torch.inf).float(),
+        _padded(coefficients.offset, components, fill=-torch.inf).float(),
+        _padded(high, components, width),
+        _padded((m - high.double()).float(), components, width),
+        _padded(precision.expand_as(m), components, width).float(),
+        (~padded_tight).float(),
+        (~padded_tight).int().argsort(stable=True).int(),
+        tight.sum(dtype=torch.int32)[None],
+    )
+
+
+def plain_terms(diag: bool, about: torch.Tensor, components: int, width: int) -> Terms:
+    """Return terms for moments of given responsibilities: no component is tight."""
+    zero = torch.zeros_like(about)
+    precision = zero if diag else zero[:, 0]
+    return terms(Coefficients("diag" if diag else "spherical", zero[:, 0], zero, precision), components, width)
+
+
+def _on(rows: torch.Tensor) -> AbstractContextManager[object]:
+    """Return the context in which kernels start on the device of rows."""
+    return torch.cuda.device(rows.device) if rows.is_cuda else nullcontext()
+
+
+def _padded(values: torch.Tensor, *size: int, fill: float = 0.0) -> torch.Tensor:
+    out = torch.full(size, fill, dtype=values.dtype, device=values.device)
+    out[tuple(slice(n) for n in values.shape)] = values
+    return out
+
+
+def _power(n: int, least: int = 16) -> int:
+    return max(1 << (n - 1).bit_length(), least)
+
+
+def fits(k: int, d: int) -> bool:
+    """Return whether the fused kernels take K components of D features."""
+    return max(k, d) <= FUSED
+
+
+def fused_shape(k: int, d: int) -> Shape:
+    """Return how the fused kernels are cut up for K components of D features."""
+    components, width = _power(k), _power(d)
+    return Shape(components, width, 64, min(width, 64), width, 4, 2)
+
+
+def tiled_shape(k: int, d: int) -> Shape:
+    """Return how the tiled kernels are cut up: blocks of 64 x 64 x 64, or less where there is less."""
+    columns, block = min(_power(d), 64), min(_power(k), 64)
+    return Shape(block, triton.cdiv(d, columns) * columns, 64, columns, columns, 4, 3)
+
+
+def programs_of(device: torch.device, tiles: int) -> int:
+    """Return how many persistent programs there are: one a multiprocessor, none without a tile but the first."""
+    most = INTERPRETED_PROGRAMS
+    if device.type == "cuda":
+        most = torch.cuda.get_device_properties(device).multi_processor_count
+    return max(min(most, tiles), 1)
+
+
+def _frame(frame: Frame, rows: torch.Tensor) -> tuple[bool, torch.Tensor, torch.Tensor]:
+    if frame.shift is None and frame.scale is None:
+        nothing = torch.zeros(1, device=rows.device)
+        return False, nothing, nothing
+    zero = torch.zeros(rows.shape[1], device=rows.device)
+    shift = zero if frame.shift is None else frame.shift.float().contiguous()
+    return True, shift, zero + 1 if frame.scale is None else frame.scale.float().contiguous()
+
+
+def _weights(weights: torch.Tensor | None, rows: torch.Tensor) -> tuple[bool, torch.Tensor, int]:
+    if weights is None:
+        return False, torch.zeros(1, device=rows.device), 0
+    weights = weights.to(torch.float32)
+    return True, weights, weights.stride(0)
+
+
+def fused_sums(
+    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, weights: torch.Tensor | None, product: str
+) -> Statistics:
+    """Return the statistics of rows (N, D) by the fused kernel, about the origin."""
+    (n, d), k = rows.shape, coefficients.n_components
+    shape = fused_shape(k, d)
+    given = terms(coefficients, shape.components, shape.width)
+    framed, shift, scale = _frame(frame, rows)
+    weighted, w, stride_w = _weights(weights, rows)
+    programs, parts = programs_of(rows.device, triton.cdiv(n, shape.rows)), shape.width // shape.part
+    moments, vectors = _slots(programs, parts, shape.components, shape.width, given.diag, rows.device)
+    sums = _empty(programs, 2, dtype=torch.float64, device=rows.device)
+    *ahead, order, n_tight = given.for_log_rho()
+    with _on(rows):
+        fused_statistics[(programs, parts)](
+            rows, w, shift, scale, *ahead, given.loose, order, n_tight, moments, vectors, sums,
+            n, d, *rows.stride(), stride_w,
+            DIAG=given.diag, FRAMED=framed, WEIGHTED=weighted, K=shape.components, WIDTH=shape.width, C=shape.columns,
+            PART=shape.part, B=shape.rows, FLUSH=FLUSH, CUT=CUT, PRODUCT=product,
+            num_warps=shape.warps, num_stages=shape.stages,
+        )  # fmt: skip
+    log_norm, entropy = sums.sum(0)
+    return _gathered(moments, vectors, log_norm, entropy, given, k, d)
+
+
+def fused_labels(
+    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, product: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return labels (N,) int32 and ln sum rho (N,) float32 by the fused kernel."""
+    (n, d), k = rows.shape, coefficients.n_components
+    shape = fused_shape(k, d)
+    given = terms(coefficients, shape.components, shape.width)
+    framed, shift, scale = _frame(frame, rows)
+    labels = _empty(n, dtype=torch.int32, device=rows.device)
+    density = _empty(n, dtype=torch.float32, device=rows.device)
+    with _on(rows):
+        fused_assign[(programs_of(rows.device, triton.cdiv(n, shape.rows)),)](
+            rows, shift, scale, *given.for_log_rho(), labels, density, n, d, k, *rows.stride(),
+            DIAG=given.diag, FRAMED=framed, K=shape.components, WIDTH=shape.width, C=shape.columns, B=shape.rows,
+            CUT=CUT, PRODUCT=product, num_warps=shape.warps, num_stages=shape.stages,
+        )  # fmt: skip
+    return labels, density
+
+
+def scratch_rows(k: int) -> int:
+    """Return how many rows of ln rho the tiled path keeps at once."""
+    return max(SCRATCH_BYTES // (4 * k), 1)
+
+
+def tiled_logits(
+    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, given: Terms, product: str
+) -> torch.Tensor:
+    """Return ln rho (N, K) float32 by the tiled kernel."""
+    (n, d), k = rows.shape, coefficients.n_components
+    shape = tiled_shape(k, d)
+    framed, shift, scale = _frame(frame, rows)
+    scratch = _empty(n, k, dtype=torch.float32, device=rows.device)
+    blocks = len(given.const) // shape.components
+    with _on(rows):
+        tiled_log_rho[(triton.cdiv(n, shape.rows), blocks)](
+            rows, shift, scale, *given.for_log_rho(), scratch, n, d, k, *rows.stride(),
+            DIAG=given.diag, FRAMED=framed, KS=len(given.const), K=shape.components, WIDTH=shape.width,
+            C=shape.columns, B=shape.rows, PRODUCT=product, num_warps=shape.warps, num_stages=shape.stages,
+        )  # fmt: skip
+    return scratch
+
+
+def tiled_terms(coefficients: Coefficients) -> Terms:
+    """Return coefficients padded for the tiled kernels."""
+    shape = tiled_shape(coefficients.n_components, coefficients.n_features)
+    return terms(coefficients, triton.cdiv(coefficients.n_components, shape.components) * shape.components, shape.width)
+
+
+def tiled_shares(scratch: torch.Tensor, cut: float) -> None:
+    """Turn ln rho (N, K) float32 into responsibilities, in place; those at or below e^cut of the largest are zero."""
+    nothing = torch.zeros(1, device=scratch.device)
+    _softmax(scratch, None, nothing, nothing, nothing, cut, shares=True)
+
+
+def tiled_labels(scratch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return labels (N,) int32 and ln sum rho (N,) float32 from ln rho (N, K) float32."""
+    labels = _empty(len(scratch), dtype=torch.int32, device=scratch.device)
+    density = _empty(len(scratch), dtype=torch.float32, device=scratch.device)
+    _softmax(scratch, None, labels, density, density, CUT, labelled=True)
+    return labels, density
+
+
+def tiled_sums(
+    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, weights: torch.Tensor | None, product: str
+) -> Statistics:
+    """Return the statistics of one block of rows (N, D) by the tiled kernels, about the origin."""
+    given = tiled_terms(coefficients)
+    scratch = tiled_logits(rows, coefficients, frame, given, product)
+    norm, entropy = (_empty(len(rows), dtype=torch.float64, device=rows.device) for _ in range(2))
+    _softmax(scratch, weights, norm, norm, entropy, CUT, shares=True, sums=True)
+    return _moments(rows, scratch, frame, given, product, norm.sum(), entropy.sum())
+
+
+def given_sums(rows: torch.Tensor, r: torch.Tensor, diag: bool, about: torch.Tensor, frame: Frame) -> Statistics:
+    """Return the moments of rows (N, D) for given responsibilities (N, K), about the origin."""
+    k, d = about.shape
+    shape = tiled_shape(k, d)
+    given = plain_terms(diag, about, triton.cdiv(k, shape.components) * shape.components, shape.width)
+    zero = torch.zeros((), dtype=torch.float64, device=rows.device)
+    return _moments(rows, r, frame, given, PRODUCTS["high"], zero, zero)
+
+
+def _softmax(
+    scratch: torch.Tensor,
+    weights: torch.Tensor | None,
+    labels: torch.Tensor,
+    density: torch.Tensor,
+    entropy: torch.Tensor,
+    cut: float,
+    labelled: bool = False,
+    shares: bool = False,
+    sums: bool = False,
+) -> None:
+    n, k = scratch.shape
+    weighted, w, stride_w = _weights(weights, scratch)
+    block, rows = min(_power(k), 128), 32
+    with _on(scratch):
+        tiled_softmax[(triton.cdiv(n, rows),)](
+            scratch, w, labels, density, entropy, n, k, stride_w,
+            LABELS=labelled, SHARES=shares, SUMS=sums, WEIGHTED=weighted, K=block, B=rows, CUT=cut, num_warps=4,
+        )  # fmt: skip
+
+
+def _moments(
+    rows: torch.Tensor,
+    r: torch.Tensor,
+    frame: Frame,
+    given: Terms,
+    product: str,
+    log_norm: torch.Tensor,
+    entropy: torch.Tensor,
+) -> Statistics:
+    (n, d), k = rows.shape, r.shape[1]
+    shape = tiled_shape(k, d)
+    framed, shift, scale = _frame(frame, rows)
+    components = len(given.const)
+    blocks, parts = components // shape.components, shape.width // shape.columns
+    tiles = triton.cdiv(n, shape.rows)
+    splits = min(tiles, triton.cdiv(4 * programs_of(rows.device, tiles), blocks * parts))
+    moments, vectors = _slots(splits, parts, components, shape.width, given.diag, rows.device)
+    with _on(rows):
+        tiled_moments[(splits, parts, blocks)](
+            rows, r, shift, scale, given.high, given.low, given.loose, given.order, given.n_tight, moments, vectors,
+            n, d, k, *rows.stride(), *r.stride(),
+            DIAG=given.diag, FRAMED=framed, KS=components, K=shape.components, WIDTH=shape.width, C=shape.columns,
+            B=shape.rows, FLUSH=FLUSH, PRODUCT=product, num_warps=shape.warps, num_stages=shape.stages,
+        )  # fmt: skip
+    return _gathered(moments, vectors, log_norm, entropy, given, k, d)
+
+
+def _slots(
+    programs: int, parts: int, components: int, width: int, diag: bool, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where programs leave their sums: moments (programs, 1 or 2, K, D), vectors (programs, parts, 2, K)."""
+    return (
+        _empty(programs, 2 if diag else 1, components, width, dtype=torch.float64, device=device),
+        _empty(programs, parts, 2, components, dtype=torch.float64, device=device),
+    )
+
+
+def _gathered(
+    moments: torch.Tensor,
+    vectors: torch.Tensor,
+    log_norm: torch.Tensor,
+    entropy: torch.Tensor,
+    given: Terms,
+    k: int,
+    d: int,
+) -> Statistics:
+    """Return the sums of all programs, about the origin, added up in float64 in a fixed order."""
+    nk = vectors[:, 0, 0, :k].sum(0)
+    sx = moments[:, 0, :k, :d].sum(0)
+    sxx = moments[:, 1, :k, :d].sum(0) if given.diag else vectors[:, :, 1, :k].sum((0, 1))
+    found = Statistics(nk, sx, sxx, log_norm, entropy, given.about(k, d))
+    c = found.about  # written out, not `moved`: that asks the device whether anything moves
+    added = 2 * sx * c + nk[:, None] * c**2
+    return Statistics(
+        nk, sx + nk[:, None] * c, sxx + (added if given.diag else added.sum(1)), log_norm, entropy, torch.zeros_like(c)
+    )
