@@ -61,6 +61,12 @@ def _left(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.dty
     return reason is not None
 
 
+def _fast(precision: str) -> bool:
+    if precision not in ("high", "fast"):
+        raise ValueError(f"precision must be 'high' or 'fast', and was {precision!r}")
+    return precision == "fast"
+
+
 def statistics(
     rows: torch.Tensor,
     coefficients: Coefficients,
@@ -78,9 +84,9 @@ def statistics(
         return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
     from fastclust.kernels import triton_launch as launch
 
-    product = launch.PRODUCTS[precision]
+    fast = _fast(precision)
     if launch.fits(*coefficients.means.shape):
-        return launch.fused_sums(rows, coefficients, frame, weights, product)
+        return launch.fused_sums(rows, coefficients, frame, weights, fast)
     size = block_rows or launch.scratch_rows(coefficients.n_components)
     return reduce(
         add,
@@ -90,7 +96,7 @@ def statistics(
                 coefficients,
                 frame,
                 None if weights is None else weights[low : low + size],
-                product,
+                fast,
             )
             for low in range(0, len(rows), size)
         ),
@@ -126,13 +132,13 @@ def assign(
         return plain.assign(rows, coefficients, frame, dtype, block_rows)
     from fastclust.kernels import triton_launch as launch
 
-    product = launch.PRODUCTS[precision]
+    fast = _fast(precision)
     if launch.fits(*coefficients.means.shape):
-        return launch.fused_labels(rows, coefficients, frame, product)
-    terms = launch.tiled_terms(coefficients)
+        return launch.fused_labels(rows, coefficients, frame, fast)
+    terms = launch.tiled_terms(coefficients, fast)
     size = block_rows or launch.scratch_rows(coefficients.n_components)
     parts = [
-        launch.tiled_labels(launch.tiled_logits(rows[low : low + size], coefficients, frame, terms, product))
+        launch.tiled_labels(launch.tiled_logits(rows[low : low + size], coefficients, frame, terms, fast))
         for low in range(0, len(rows), size)
     ]
     return torch.cat([labels for labels, _ in parts]), torch.cat([density for _, density in parts])
@@ -151,7 +157,8 @@ def responsibilities(
         return plain.responsibilities(rows, coefficients, frame, dtype, block_rows)
     from fastclust.kernels import triton_launch as launch
 
-    terms = launch.tiled_terms(coefficients)
-    shares = launch.tiled_logits(rows, coefficients, frame, terms, launch.PRODUCTS[precision])
+    fast = _fast(precision)
+    terms = launch.tiled_terms(coefficients, fast)
+    shares = launch.tiled_logits(rows, coefficients, frame, terms, fast)
     launch.tiled_shares(shares, -torch.inf)  # no floor: what is shown to a user underflows to zero
     return shares

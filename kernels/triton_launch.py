@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -14,11 +15,12 @@ from fastclust.kernels.torch import FLOOR
 from fastclust.kernels.triton_fused import fused_assign, fused_statistics
 from fastclust.kernels.triton_tiled import tiled_log_rho, tiled_moments, tiled_softmax
 
-TIGHT = 1e3  # nats of sum lambda m^2; three-term tf32 errs by about 3e-7 of it, a third more than float32
+TIGHT = 1e3  # nats of sum lambda m^2
 CUT = FLOOR[torch.float32] + math.log(1.5)  # as the torch backend
 FLUSH = 32  # tiles that float32 sums hold before they go to float64
+HELD = 64 * 64  # coefficients that stay on the chip
+SHARED_BYTES = 227 << 10  # of sm_90
 FUSED = 128  # components or features of the fused path, at most
-PRODUCTS = {"high": "tf32x3", "fast": "bf16x3"}
 SCRATCH_BYTES = 256 << 20
 INTERPRETED = not isinstance(fused_statistics, triton.JITFunction)
 INTERPRETED_PROGRAMS = 3
@@ -44,13 +46,27 @@ class Shape:
     warps: int
     stages: int
 
+    def options(self) -> dict[str, Any]:
+        """Return the compiler's options; what it may fuse is only ever more exact here."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+    def shared_bytes(self, diag: bool) -> int:
+        """Return the shared memory of a program: both parts of a table, float32, and those of responsibilities.
+
+        Tables that are read again for every tile make room for responsibilities; 4 KiB are for changes of layout.
+        """
+        tables = (4 if diag else 2) * 4 * self.columns * self.components
+        shares = 2 * 4 * self.rows * self.components
+        both = tables + shares if self.columns == self.width else max(tables, shares)
+        return both + 4096
+
 
 @dataclass(frozen=True)
 class Terms:
     """Hold the coefficients as kernels read them, padded to (components, width); see `triton_parts.log_rho`."""
 
     diag: bool
-    linear: torch.Tensor
+    tables: torch.Tensor
     square: torch.Tensor
     const: torch.Tensor
     offset: torch.Tensor
@@ -64,7 +80,7 @@ class Terms:
     def for_log_rho(self) -> tuple[torch.Tensor, ...]:
         """Return the arguments of `triton_parts.log_rho`."""
         c = self
-        return c.linear, c.square, c.const, c.offset, c.high, c.low, c.precision, c.order, c.n_tight
+        return c.tables, c.square, c.const, c.offset, c.high, c.low, c.precision, c.order, c.n_tight
 
     def about(self, k: int, d: int) -> torch.Tensor:
         """Return the reference points (K, D) float64 of the kernel's moments: m_k of tight components, the origin."""
@@ -72,23 +88,24 @@ class Terms:
         return (there * (1 - self.loose.double())[:, None])[:k, :d]
 
 
-def terms(coefficients: Coefficients, components: int, width: int) -> Terms:
+def terms(coefficients: Coefficients, components: int, width: int, fast: bool = False) -> Terms:
     """Return coefficients as kernels read them, padded to components and width; the host does not wait for them."""
     m, diag = coefficients.means, coefficients.covariance_type == "diag"
     precision = coefficients.precision if diag else coefficients.precision[:, None]
     square = (precision * m**2).sum(1)  # (K,)
     tight = square > TIGHT
     loose = (~tight).double()
-    first = _padded(precision * m * loose[:, None], components, width).T.float().contiguous()
     half = -0.5 * coefficients.precision * (loose[:, None] if diag else loose)
-    second = (_padded(half, components, width).T if diag else _padded(half, components)).float().contiguous()
+    tables = [*_split(_padded(precision * m * loose[:, None], components, width).T, fast)]
+    if diag:
+        tables += _split(_padded(half, components, width).T, fast)
     const = (coefficients.offset - 0.5 * square).masked_fill(tight, -torch.inf)
     padded_tight = _padded(tight.double(), components) > 0
     high = m.float()
     return Terms(
         diag,
-        first,
-        second,
+        torch.stack(tables),
+        torch.zeros(1, device=m.device) if diag else _padded(half, components).float(),
         _padded(const, components, fill=-torch.inf).float(),
         _padded(coefficients.offset, components, fill=-torch.inf).float(),
         _padded(high, components, width),
@@ -98,6 +115,19 @@ def terms(coefficients: Coefficients, components: int, width: int) -> Terms:
         (~padded_tight).int().argsort(stable=True).int(),
         tight.sum(dtype=torch.int32)[None],
     )
+
+
+def _split(values: torch.Tensor, fast: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float64 values as a sum of two, as `triton_parts.split`: bfloat16 where fast, else float32 of ten bits."""
+    if fast:
+        high = values.bfloat16()
+        return high, (values - high.double()).bfloat16()
+    high = _rounded(values.float())
+    return high, _rounded((values - high.double()).float())
+
+
+def _rounded(values: torch.Tensor) -> torch.Tensor:
+    return ((values.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 
 def plain_terms(diag: bool, about: torch.Tensor, components: int, width: int) -> Terms:
@@ -127,23 +157,50 @@ def fits(k: int, d: int) -> bool:
     return max(k, d) <= FUSED
 
 
-def fused_shape(k: int, d: int) -> Shape:
-    """Return how the fused kernels are cut up for K components of D features."""
+def fused_shape(k: int, d: int, diag: bool, most: int) -> Shape:
+    """Return how the fused kernels are cut up for K components of D features.
+
+    most: bytes of shared memory that a program may have. Coefficients stay there for the whole pass where K D is small
+    enough, and are read again for every tile, some columns at a time, where it is not.
+    Raises RuntimeError where the device has too little for the smallest cut.
+    """
     components, width = _power(k), _power(d)
-    return Shape(components, width, 64, min(width, 64), width, 4, 2)
+    held = components * width <= HELD
+    columns = width if held else min(width, HELD // components)
+    part, warps = (width, 4) if held else (min(width, 64), 8 if components > 64 else 4)
+    while True:
+        shape = Shape(components, width, 64, columns, part, warps, 1)
+        if shape.shared_bytes(diag) <= most:
+            return shape
+        if columns == 16:
+            raise RuntimeError(
+                f"K = {k} components of D = {d} features need {shape.shared_bytes(diag)} bytes of shared memory a "
+                f"program ({shape}), and the device has {most}: use backend='torch'"
+            )
+        columns, part = columns // 2, min(part, 64)
 
 
 def tiled_shape(k: int, d: int) -> Shape:
     """Return how the tiled kernels are cut up: blocks of 64 x 64 x 64, or less where there is less."""
     columns, block = min(_power(d), 64), min(_power(k), 64)
-    return Shape(block, triton.cdiv(d, columns) * columns, 64, columns, columns, 4, 3)
+    return Shape(block, triton.cdiv(d, columns) * columns, 64, columns, columns, 4, 1)
 
 
-def programs_of(device: torch.device, tiles: int) -> int:
-    """Return how many persistent programs there are: one a multiprocessor, none without a tile but the first."""
+def _shared_bytes(device: torch.device) -> int:
+    """Return the shared memory that a program may have."""
+    if device.type != "cuda":
+        return SHARED_BYTES
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def programs_of(device: torch.device, tiles: int, shape: Shape, diag: bool) -> int:
+    """Return how many persistent programs there are: what fits the multiprocessors at once, none without a tile."""
     most = INTERPRETED_PROGRAMS
     if device.type == "cuda":
-        most = torch.cuda.get_device_properties(device).multi_processor_count
+        about = torch.cuda.get_device_properties(device)
+        by_memory = about.shared_memory_per_multiprocessor // (shape.shared_bytes(diag) + 1024)
+        by_registers = about.regs_per_multiprocessor // (255 * 32 * shape.warps)
+        most = about.multi_processor_count * max(min(by_memory, by_registers), 1)
     return max(min(most, tiles), 1)
 
 
@@ -163,47 +220,53 @@ def _weights(weights: torch.Tensor | None, rows: torch.Tensor) -> tuple[bool, to
     return True, weights, weights.stride(0)
 
 
+def _level(fast: bool) -> int:
+    """Return FAST, see `triton_parts.split`."""
+    return 0 if not fast else 2 if INTERPRETED else 1
+
+
 def fused_sums(
-    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, weights: torch.Tensor | None, product: str
+    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, weights: torch.Tensor | None, fast: bool
 ) -> Statistics:
     """Return the statistics of rows (N, D) by the fused kernel, about the origin."""
     (n, d), k = rows.shape, coefficients.n_components
-    shape = fused_shape(k, d)
-    given = terms(coefficients, shape.components, shape.width)
+    shape = fused_shape(k, d, coefficients.covariance_type == "diag", _shared_bytes(rows.device))
+    given = terms(coefficients, shape.components, shape.width, fast)
     framed, shift, scale = _frame(frame, rows)
     weighted, w, stride_w = _weights(weights, rows)
-    programs, parts = programs_of(rows.device, triton.cdiv(n, shape.rows)), shape.width // shape.part
+    programs, parts = programs_of(rows.device, triton.cdiv(n, shape.rows), shape, given.diag), shape.width // shape.part
     moments, vectors = _slots(programs, parts, shape.components, shape.width, given.diag, rows.device)
     sums = _empty(programs, 2, dtype=torch.float64, device=rows.device)
     *ahead, order, n_tight = given.for_log_rho()
     with _on(rows):
-        fused_statistics[(programs, parts)](
-            rows, w, shift, scale, *ahead, given.loose, order, n_tight, moments, vectors, sums,
-            n, d, *rows.stride(), stride_w,
-            DIAG=given.diag, FRAMED=framed, WEIGHTED=weighted, K=shape.components, WIDTH=shape.width, C=shape.columns,
-            PART=shape.part, B=shape.rows, FLUSH=FLUSH, CUT=CUT, PRODUCT=product,
-            num_warps=shape.warps, num_stages=shape.stages,
-        )  # fmt: skip
+        for tight in (False, True):
+            fused_statistics[(programs, parts)](
+                rows, w, shift, scale, *ahead, given.loose, order, n_tight, moments, vectors, sums,
+                n, d, *rows.stride(), stride_w,
+                DIAG=given.diag, FRAMED=framed, WEIGHTED=weighted, K=shape.components, WIDTH=shape.width,
+                C=shape.columns, PART=shape.part, B=shape.rows, FLUSH=FLUSH, CUT=CUT, FAST=_level(fast), TIGHT=tight, **shape.options(),
+            )  # fmt: skip
     log_norm, entropy = sums.sum(0)
     return _gathered(moments, vectors, log_norm, entropy, given, k, d)
 
 
 def fused_labels(
-    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, product: str
+    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, fast: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return labels (N,) int32 and ln sum rho (N,) float32 by the fused kernel."""
     (n, d), k = rows.shape, coefficients.n_components
-    shape = fused_shape(k, d)
-    given = terms(coefficients, shape.components, shape.width)
+    shape = fused_shape(k, d, coefficients.covariance_type == "diag", _shared_bytes(rows.device))
+    given = terms(coefficients, shape.components, shape.width, fast)
     framed, shift, scale = _frame(frame, rows)
     labels = _empty(n, dtype=torch.int32, device=rows.device)
     density = _empty(n, dtype=torch.float32, device=rows.device)
     with _on(rows):
-        fused_assign[(programs_of(rows.device, triton.cdiv(n, shape.rows)),)](
-            rows, shift, scale, *given.for_log_rho(), labels, density, n, d, k, *rows.stride(),
-            DIAG=given.diag, FRAMED=framed, K=shape.components, WIDTH=shape.width, C=shape.columns, B=shape.rows,
-            CUT=CUT, PRODUCT=product, num_warps=shape.warps, num_stages=shape.stages,
-        )  # fmt: skip
+        for tight in (False, True):
+            fused_assign[(programs_of(rows.device, triton.cdiv(n, shape.rows), shape, given.diag),)](
+                rows, shift, scale, *given.for_log_rho(), labels, density, n, d, k, *rows.stride(),
+                DIAG=given.diag, FRAMED=framed, K=shape.components, WIDTH=shape.width, C=shape.columns, B=shape.rows,
+                CUT=CUT, FAST=_level(fast), TIGHT=tight, **shape.options(),
+            )  # fmt: skip
     return labels, density
 
 
@@ -213,7 +276,7 @@ def scratch_rows(k: int) -> int:
 
 
 def tiled_logits(
-    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, given: Terms, product: str
+    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, given: Terms, fast: bool
 ) -> torch.Tensor:
     """Return ln rho (N, K) float32 by the tiled kernel."""
     (n, d), k = rows.shape, coefficients.n_components
@@ -222,18 +285,20 @@ def tiled_logits(
     scratch = _empty(n, k, dtype=torch.float32, device=rows.device)
     blocks = len(given.const) // shape.components
     with _on(rows):
-        tiled_log_rho[(triton.cdiv(n, shape.rows), blocks)](
-            rows, shift, scale, *given.for_log_rho(), scratch, n, d, k, *rows.stride(),
-            DIAG=given.diag, FRAMED=framed, KS=len(given.const), K=shape.components, WIDTH=shape.width,
-            C=shape.columns, B=shape.rows, PRODUCT=product, num_warps=shape.warps, num_stages=shape.stages,
-        )  # fmt: skip
+        for tight in (False, True):
+            tiled_log_rho[(triton.cdiv(n, shape.rows), blocks)](
+                rows, shift, scale, *given.for_log_rho(), scratch, n, d, k, *rows.stride(),
+                DIAG=given.diag, FRAMED=framed, KS=len(given.const), K=shape.components, WIDTH=shape.width,
+                C=shape.columns, B=shape.rows, FAST=_level(fast), TIGHT=tight, **shape.options(),
+            )  # fmt: skip
     return scratch
 
 
-def tiled_terms(coefficients: Coefficients) -> Terms:
+def tiled_terms(coefficients: Coefficients, fast: bool) -> Terms:
     """Return coefficients padded for the tiled kernels."""
     shape = tiled_shape(coefficients.n_components, coefficients.n_features)
-    return terms(coefficients, triton.cdiv(coefficients.n_components, shape.components) * shape.components, shape.width)
+    components = triton.cdiv(coefficients.n_components, shape.components) * shape.components
+    return terms(coefficients, components, shape.width, fast)
 
 
 def tiled_shares(scratch: torch.Tensor, cut: float) -> None:
@@ -251,14 +316,14 @@ def tiled_labels(scratch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def tiled_sums(
-    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, weights: torch.Tensor | None, product: str
+    rows: torch.Tensor, coefficients: Coefficients, frame: Frame, weights: torch.Tensor | None, fast: bool
 ) -> Statistics:
     """Return the statistics of one block of rows (N, D) by the tiled kernels, about the origin."""
-    given = tiled_terms(coefficients)
-    scratch = tiled_logits(rows, coefficients, frame, given, product)
+    given = tiled_terms(coefficients, fast)
+    scratch = tiled_logits(rows, coefficients, frame, given, fast)
     norm, entropy = (_empty(len(rows), dtype=torch.float64, device=rows.device) for _ in range(2))
     _softmax(scratch, weights, norm, norm, entropy, CUT, shares=True, sums=True)
-    return _moments(rows, scratch, frame, given, product, norm.sum(), entropy.sum())
+    return _moments(rows, scratch, frame, given, fast, norm.sum(), entropy.sum())
 
 
 def given_sums(rows: torch.Tensor, r: torch.Tensor, diag: bool, about: torch.Tensor, frame: Frame) -> Statistics:
@@ -267,7 +332,7 @@ def given_sums(rows: torch.Tensor, r: torch.Tensor, diag: bool, about: torch.Ten
     shape = tiled_shape(k, d)
     given = plain_terms(diag, about, triton.cdiv(k, shape.components) * shape.components, shape.width)
     zero = torch.zeros((), dtype=torch.float64, device=rows.device)
-    return _moments(rows, r, frame, given, PRODUCTS["high"], zero, zero)
+    return _moments(rows, r, frame, given, False, zero, zero)
 
 
 def _softmax(
@@ -287,7 +352,7 @@ def _softmax(
     with _on(scratch):
         tiled_softmax[(triton.cdiv(n, rows),)](
             scratch, w, labels, density, entropy, n, k, stride_w,
-            LABELS=labelled, SHARES=shares, SUMS=sums, WEIGHTED=weighted, K=block, B=rows, CUT=cut, num_warps=4,
+            LABELS=labelled, SHARES=shares, SUMS=sums, WEIGHTED=weighted, K=block, B=rows, CUT=cut, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
 
 
@@ -296,7 +361,7 @@ def _moments(
     r: torch.Tensor,
     frame: Frame,
     given: Terms,
-    product: str,
+    fast: bool,
     log_norm: torch.Tensor,
     entropy: torch.Tensor,
 ) -> Statistics:
@@ -306,24 +371,25 @@ def _moments(
     components = len(given.const)
     blocks, parts = components // shape.components, shape.width // shape.columns
     tiles = triton.cdiv(n, shape.rows)
-    splits = min(tiles, triton.cdiv(4 * programs_of(rows.device, tiles), blocks * parts))
+    splits = min(tiles, triton.cdiv(programs_of(rows.device, tiles, shape, given.diag), blocks * parts))
     moments, vectors = _slots(splits, parts, components, shape.width, given.diag, rows.device)
     with _on(rows):
-        tiled_moments[(splits, parts, blocks)](
-            rows, r, shift, scale, given.high, given.low, given.loose, given.order, given.n_tight, moments, vectors,
-            n, d, k, *rows.stride(), *r.stride(),
-            DIAG=given.diag, FRAMED=framed, KS=components, K=shape.components, WIDTH=shape.width, C=shape.columns,
-            B=shape.rows, FLUSH=FLUSH, PRODUCT=product, num_warps=shape.warps, num_stages=shape.stages,
-        )  # fmt: skip
+        for tight in (False, True):
+            tiled_moments[(splits, parts, blocks)](
+                rows, r, shift, scale, given.high, given.low, given.loose, given.order, given.n_tight, moments, vectors,
+                n, d, k, *rows.stride(), *r.stride(),
+                DIAG=given.diag, FRAMED=framed, KS=components, K=shape.components, WIDTH=shape.width, C=shape.columns,
+                B=shape.rows, FLUSH=FLUSH, FAST=_level(fast), TIGHT=tight, **shape.options(),
+            )  # fmt: skip
     return _gathered(moments, vectors, log_norm, entropy, given, k, d)
 
 
 def _slots(
     programs: int, parts: int, components: int, width: int, diag: bool, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return where programs leave their sums: moments (programs, 1 or 2, K, D), vectors (programs, parts, 2, K)."""
+    """Return where programs leave their sums: moments (programs, 1 or 2, D, K), vectors (programs, parts, 2, K)."""
     return (
-        _empty(programs, 2 if diag else 1, components, width, dtype=torch.float64, device=device),
+        _empty(programs, 2 if diag else 1, width, components, dtype=torch.float64, device=device),
         _empty(programs, parts, 2, components, dtype=torch.float64, device=device),
     )
 
@@ -339,8 +405,8 @@ def _gathered(
 ) -> Statistics:
     """Return the sums of all programs, about the origin, added up in float64 in a fixed order."""
     nk = vectors[:, 0, 0, :k].sum(0)
-    sx = moments[:, 0, :k, :d].sum(0)
-    sxx = moments[:, 1, :k, :d].sum(0) if given.diag else vectors[:, :, 1, :k].sum((0, 1))
+    sx = moments[:, 0, :d, :k].sum(0).T
+    sxx = moments[:, 1, :d, :k].sum(0).T if given.diag else vectors[:, :, 1, :k].sum((0, 1))
     found = Statistics(nk, sx, sxx, log_norm, entropy, given.about(k, d))
     c = found.about  # written out, not `moved`: that asks the device whether anything moves
     added = 2 * sx * c + nk[:, None] * c**2

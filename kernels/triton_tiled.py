@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastclust.kernels.triton_parts import add_moments, flush, log_rho, read_rows
+from fastclust.kernels.triton_parts import add_moments, flush, log_rho, read_rows, read_tables
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def tiled_log_rho(
     rows,
     shift,
     scale,
-    linear,
+    tables,
     square,
     const,
     offset,
@@ -39,18 +39,25 @@ def tiled_log_rho(
     WIDTH: tl.constexpr,
     C: tl.constexpr,
     B: tl.constexpr,
-    PRODUCT: tl.constexpr,
+    FAST: tl.constexpr,
+    TIGHT: tl.constexpr,
 ):
     """Write ln rho into scratch (N, n_components) float32; grid: (row tiles, KS / K).
 
     rows: (N, D) as stored. Coefficients: see `triton_parts.log_rho`.
     """
+    if (tl.load(n_tight) > 0) != TIGHT:
+        return
     row = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     here = row < n_rows
     first = tl.program_id(1) * K
+    if C == WIDTH:
+        lh, ll, sh, sl = read_tables(tables, tl.arange(0, C), first + tl.arange(0, K), DIAG, KS, WIDTH)
+    else:
+        lh, ll, sh, sl = 0, 0, 0, 0
     logits, y = log_rho(
-        rows, shift, scale, linear, square, const, offset, high, low, precision, order, n_tight, row, here, first,
-        n_features, stride_n, stride_d, DIAG, FRAMED, KS, K, WIDTH, C, B, PRODUCT,
+        rows, shift, scale, tables, square, const, offset, high, low, precision, order, n_tight, lh, ll, sh, sl,
+        row, here, first, n_features, stride_n, stride_d, DIAG, FRAMED, KS, K, WIDTH, C, B, FAST, TIGHT,
     )  # fmt: skip
     component = first + tl.arange(0, K)
     at = scratch + row[:, None] * n_components + component[None, :]
@@ -155,13 +162,16 @@ def tiled_moments(
     C: tl.constexpr,
     B: tl.constexpr,
     FLUSH: tl.constexpr,
-    PRODUCT: tl.constexpr,
+    FAST: tl.constexpr,
+    TIGHT: tl.constexpr,
 ):
     """Write each split's share of the moments of given responsibilities; grid: (splits, WIDTH / C, KS / K).
 
     rows: (N, D) as stored; shares: (N, n_components), any float dtype. Coefficients: see `triton_parts.add_moments`.
-    moments: (splits, 2 or 1, KS, WIDTH) float64. vectors: (splits, WIDTH / C, 2, KS) float64.
+    moments: (splits, 2 or 1, WIDTH, KS) float64. vectors: (splits, WIDTH / C, 2, KS) float64.
     """
+    if (tl.load(n_tight) > 0) != TIGHT:
+        return
     split, part = tl.program_id(0), tl.program_id(1)
     splits, parts = tl.num_programs(0), tl.num_programs(1)
     first = tl.program_id(2) * K
@@ -171,10 +181,10 @@ def tiled_moments(
     column = part * C + tl.arange(0, C)
     steps = tl.maximum(tl.cdiv(tl.cdiv(n_rows, B) - split, splits), 0)
     for group in range(tl.maximum(tl.cdiv(steps, FLUSH), 1)):
-        sx = tl.zeros([K, C], tl.float32)
+        sx = tl.zeros([C, K], tl.float32)
         nk = tl.zeros([K], tl.float32)
         if DIAG:
-            sxx = tl.zeros([K, C], tl.float32)
+            sxx = tl.zeros([C, K], tl.float32)
         else:
             sxx = tl.zeros([K], tl.float32)
         for step in range(group * FLUSH, tl.minimum((group + 1) * FLUSH, steps)):
@@ -185,6 +195,6 @@ def tiled_moments(
             inside = here[:, None] & (component < n_components)[None, :]
             p = tl.load(at, mask=inside, other=0.0).to(tl.float32)
             sx, sxx, nk = add_moments(
-                y, p, sx, sxx, nk, high, low, loose, order, n_tight, first, column, DIAG, K, WIDTH, PRODUCT
+                y, p, sx, sxx, nk, high, low, loose, order, n_tight, first, column, DIAG, K, WIDTH, FAST, TIGHT
             )
         flush(moments, vectors, sx, sxx, nk, group, first, column, DIAG, KS, K, WIDTH)
