@@ -20,6 +20,7 @@ import torch
 
 from fastclust.kernels import torch as plain
 from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
+from fastclust.kernels.triton_shapes import fits
 
 STORED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -85,7 +86,7 @@ def statistics(
     from fastclust.kernels import triton_launch as launch
 
     fast = _fast(precision)
-    if launch.fits(*coefficients.means.shape):
+    if fits(*coefficients.means.shape):
         return launch.fused_sums(rows, coefficients, frame, weights, fast)
     size = block_rows or launch.scratch_rows(coefficients.n_components)
     return reduce(
@@ -133,7 +134,7 @@ def assign(
     from fastclust.kernels import triton_launch as launch
 
     fast = _fast(precision)
-    if launch.fits(*coefficients.means.shape):
+    if fits(*coefficients.means.shape):
         return launch.fused_labels(rows, coefficients, frame, fast)
     terms = launch.tiled_terms(coefficients, fast)
     size = block_rows or launch.scratch_rows(coefficients.n_components)

@@ -1,11 +1,9 @@
-"""How the Triton kernels are started: coefficients as they read them, and block shapes from a formula."""
+"""How the Triton kernels are started, and how the sums that their programs leave become statistics."""
 
 from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -13,17 +11,14 @@ import triton
 from fastclust.kernels.contract import Coefficients, Frame, Statistics
 from fastclust.kernels.torch import FLOOR
 from fastclust.kernels.triton_fused import fused_assign, fused_statistics
+from fastclust.kernels.triton_shapes import fused_shape, power, programs_of, shared_bytes_of, tiled_shape
+from fastclust.kernels.triton_terms import Terms, plain_terms, terms
 from fastclust.kernels.triton_tiled import tiled_log_rho, tiled_moments, tiled_softmax
 
-TIGHT = 1e3  # nats of sum lambda m^2
 CUT = FLOOR[torch.float32] + math.log(1.5)  # as the torch backend
 FLUSH = 32  # tiles that float32 sums hold before they go to float64
-HELD = 64 * 64  # coefficients that stay on the chip
-SHARED_BYTES = 227 << 10  # of sm_90
-FUSED = 128  # components or features of the fused path, at most
 SCRATCH_BYTES = 256 << 20
 INTERPRETED = not isinstance(fused_statistics, triton.JITFunction)
-INTERPRETED_PROGRAMS = 3
 
 
 def _empty(*size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -31,177 +26,9 @@ def _empty(*size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor
     return torch.empty(size, dtype=dtype, device=device)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Say how a kernel is cut up: rows, columns and components of a block, all powers of two.
-
-    components, width: K and D, padded. columns: read at once for ln rho. part: columns of a program's sums.
-    """
-
-    components: int
-    width: int
-    rows: int
-    columns: int
-    part: int
-    warps: int
-    stages: int
-
-    def options(self) -> dict[str, Any]:
-        """Return the compiler's options; what it may fuse is only ever more exact here."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
-
-    def shared_bytes(self, diag: bool) -> int:
-        """Return the shared memory of a program: both parts of a table, float32, and those of responsibilities.
-
-        Tables that are read again for every tile make room for responsibilities; 4 KiB are for changes of layout.
-        """
-        tables = (4 if diag else 2) * 4 * self.columns * self.components
-        shares = 2 * 4 * self.rows * self.components
-        both = tables + shares if self.columns == self.width else max(tables, shares)
-        return both + 4096
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Hold the coefficients as kernels read them, padded to (components, width); see `triton_parts.log_rho`."""
-
-    diag: bool
-    tables: torch.Tensor
-    square: torch.Tensor
-    const: torch.Tensor
-    offset: torch.Tensor
-    high: torch.Tensor
-    low: torch.Tensor
-    precision: torch.Tensor
-    loose: torch.Tensor
-    order: torch.Tensor
-    n_tight: torch.Tensor
-
-    def for_log_rho(self) -> tuple[torch.Tensor, ...]:
-        """Return the arguments of `triton_parts.log_rho`."""
-        c = self
-        return c.tables, c.square, c.const, c.offset, c.high, c.low, c.precision, c.order, c.n_tight
-
-    def about(self, k: int, d: int) -> torch.Tensor:
-        """Return the reference points (K, D) float64 of the kernel's moments: m_k of tight components, the origin."""
-        there = self.high.double() + self.low.double()
-        return (there * (1 - self.loose.double())[:, None])[:k, :d]
-
-
-def terms(coefficients: Coefficients, components: int, width: int, fast: bool = False) -> Terms:
-    """Return coefficients as kernels read them, padded to components and width; the host does not wait for them."""
-    m, diag = coefficients.means, coefficients.covariance_type == "diag"
-    precision = coefficients.precision if diag else coefficients.precision[:, None]
-    square = (precision * m**2).sum(1)  # (K,)
-    tight = square > TIGHT
-    loose = (~tight).double()
-    half = -0.5 * coefficients.precision * (loose[:, None] if diag else loose)
-    tables = [*_split(_padded(precision * m * loose[:, None], components, width).T, fast)]
-    if diag:
-        tables += _split(_padded(half, components, width).T, fast)
-    const = (coefficients.offset - 0.5 * square).masked_fill(tight, -torch.inf)
-    padded_tight = _padded(tight.double(), components) > 0
-    high = m.float()
-    return Terms(
-        diag,
-        torch.stack(tables),
-        torch.zeros(1, device=m.device) if diag else _padded(half, components).float(),
-        _padded(const, components, fill=-torch.inf).float(),
-        _padded(coefficients.offset, components, fill=-torch.inf).float(),
-        _padded(high, components, width),
-        _padded((m - high.double()).float(), components, width),
-        _padded(precision.expand_as(m), components, width).float(),
-        (~padded_tight).float(),
-        (~padded_tight).int().argsort(stable=True).int(),
-        tight.sum(dtype=torch.int32)[None],
-    )
-
-
-def _split(values: torch.Tensor, fast: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float64 values as a sum of two, as `triton_parts.split`: bfloat16 where fast, else float32 of ten bits."""
-    if fast:
-        high = values.bfloat16()
-        return high, (values - high.double()).bfloat16()
-    high = _rounded(values.float())
-    return high, _rounded((values - high.double()).float())
-
-
-def _rounded(values: torch.Tensor) -> torch.Tensor:
-    return ((values.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
-
-
-def plain_terms(diag: bool, about: torch.Tensor, components: int, width: int) -> Terms:
-    """Return terms for moments of given responsibilities: no component is tight."""
-    zero = torch.zeros_like(about)
-    precision = zero if diag else zero[:, 0]
-    return terms(Coefficients("diag" if diag else "spherical", zero[:, 0], zero, precision), components, width)
-
-
 def _on(rows: torch.Tensor) -> AbstractContextManager[object]:
     """Return the context in which kernels start on the device of rows."""
     return torch.cuda.device(rows.device) if rows.is_cuda else nullcontext()
-
-
-def _padded(values: torch.Tensor, *size: int, fill: float = 0.0) -> torch.Tensor:
-    out = torch.full(size, fill, dtype=values.dtype, device=values.device)
-    out[tuple(slice(n) for n in values.shape)] = values
-    return out
-
-
-def _power(n: int, least: int = 16) -> int:
-    return max(1 << (n - 1).bit_length(), least)
-
-
-def fits(k: int, d: int) -> bool:
-    """Return whether the fused kernels take K components of D features."""
-    return max(k, d) <= FUSED
-
-
-def fused_shape(k: int, d: int, diag: bool, most: int) -> Shape:
-    """Return how the fused kernels are cut up for K components of D features.
-
-    most: bytes of shared memory that a program may have. Coefficients stay there for the whole pass where K D is small
-    enough, and are read again for every tile, some columns at a time, where it is not.
-    Raises RuntimeError where the device has too little for the smallest cut.
-    """
-    components, width = _power(k), _power(d)
-    held = components * width <= HELD
-    columns = width if held else min(width, HELD // components)
-    part, warps = (width, 4) if held else (min(width, 64), 8 if components > 64 else 4)
-    while True:
-        shape = Shape(components, width, 64, columns, part, warps, 1)
-        if shape.shared_bytes(diag) <= most:
-            return shape
-        if columns == 16:
-            raise RuntimeError(
-                f"K = {k} components of D = {d} features need {shape.shared_bytes(diag)} bytes of shared memory a "
-                f"program ({shape}), and the device has {most}: use backend='torch'"
-            )
-        columns, part = columns // 2, min(part, 64)
-
-
-def tiled_shape(k: int, d: int) -> Shape:
-    """Return how the tiled kernels are cut up: blocks of 64 x 64 x 64, or less where there is less."""
-    columns, block = min(_power(d), 64), min(_power(k), 64)
-    return Shape(block, triton.cdiv(d, columns) * columns, 64, columns, columns, 4, 1)
-
-
-def _shared_bytes(device: torch.device) -> int:
-    """Return the shared memory that a program may have."""
-    if device.type != "cuda":
-        return SHARED_BYTES
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-
-
-def programs_of(device: torch.device, tiles: int, shape: Shape, diag: bool) -> int:
-    """Return how many persistent programs there are: what fits the multiprocessors at once, none without a tile."""
-    most = INTERPRETED_PROGRAMS
-    if device.type == "cuda":
-        about = torch.cuda.get_device_properties(device)
-        by_memory = about.shared_memory_per_multiprocessor // (shape.shared_bytes(diag) + 1024)
-        by_registers = about.regs_per_multiprocessor // (255 * 32 * shape.warps)
-        most = about.multi_processor_count * max(min(by_memory, by_registers), 1)
-    return max(min(most, tiles), 1)
 
 
 def _frame(frame: Frame, rows: torch.Tensor) -> tuple[bool, torch.Tensor, torch.Tensor]:
@@ -230,7 +57,7 @@ def fused_sums(
 ) -> Statistics:
     """Return the statistics of rows (N, D) by the fused kernel, about the origin."""
     (n, d), k = rows.shape, coefficients.n_components
-    shape = fused_shape(k, d, coefficients.covariance_type == "diag", _shared_bytes(rows.device))
+    shape = fused_shape(k, d, coefficients.covariance_type == "diag", shared_bytes_of(rows.device))
     given = terms(coefficients, shape.components, shape.width, fast)
     framed, shift, scale = _frame(frame, rows)
     weighted, w, stride_w = _weights(weights, rows)
@@ -244,7 +71,8 @@ def fused_sums(
                 rows, w, shift, scale, *ahead, given.loose, order, n_tight, moments, vectors, sums,
                 n, d, *rows.stride(), stride_w,
                 DIAG=given.diag, FRAMED=framed, WEIGHTED=weighted, K=shape.components, WIDTH=shape.width,
-                C=shape.columns, PART=shape.part, B=shape.rows, FLUSH=FLUSH, CUT=CUT, FAST=_level(fast), TIGHT=tight, **shape.options(),
+                C=shape.columns, PART=shape.part, B=shape.rows, FLUSH=FLUSH, CUT=CUT, FAST=_level(fast), TIGHT=tight,
+                **shape.options(),
             )  # fmt: skip
     log_norm, entropy = sums.sum(0)
     return _gathered(moments, vectors, log_norm, entropy, given, k, d)
@@ -255,7 +83,7 @@ def fused_labels(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return labels (N,) int32 and ln sum rho (N,) float32 by the fused kernel."""
     (n, d), k = rows.shape, coefficients.n_components
-    shape = fused_shape(k, d, coefficients.covariance_type == "diag", _shared_bytes(rows.device))
+    shape = fused_shape(k, d, coefficients.covariance_type == "diag", shared_bytes_of(rows.device))
     given = terms(coefficients, shape.components, shape.width, fast)
     framed, shift, scale = _frame(frame, rows)
     labels = _empty(n, dtype=torch.int32, device=rows.device)
@@ -348,11 +176,12 @@ def _softmax(
 ) -> None:
     n, k = scratch.shape
     weighted, w, stride_w = _weights(weights, scratch)
-    block, rows = min(_power(k), 128), 32
+    block, rows = min(power(k), 128), 32
     with _on(scratch):
         tiled_softmax[(triton.cdiv(n, rows),)](
             scratch, w, labels, density, entropy, n, k, stride_w,
-            LABELS=labelled, SHARES=shares, SUMS=sums, WEIGHTED=weighted, K=block, B=rows, CUT=cut, num_warps=4, enable_fp_fusion=True,
+            LABELS=labelled, SHARES=shares, SUMS=sums, WEIGHTED=weighted, K=block, B=rows, CUT=cut,
+            num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
 
 
