@@ -4,8 +4,21 @@ What has no kernel here goes to the torch backend: full and tied covariance, and
 `why_not` says so, and one line is logged. Sums of programs are added in float64 in a fixed order, so that two runs
 agree bit for bit.
 
-This has run in Triton's interpreter (TRITON_INTERPRET=1, for tests), against the oracle, and compiles for sm_90; no GPU
-has run it. Triton is imported when it is first needed: a second that a run on the CPU need not spend.
+K and D up to 128 take one kernel (`triton_fused`), larger ones three (`triton_tiled`). relu1_2 of VGG-19 on a histology
+tile, 2007 rows of 64 features, K = 50, a pass against the oracle, in the interpreter, which rounds as split products do
+but adds in another order than a GPU:
+
+                                    diag, high   diag, fast   spherical, high   spherical, fast
+    largest error of a statistic    3e-6         1e-4         4e-7              5e-5    of the largest in it
+    nk of a component, relative     6e-6         3e-4         7e-6              3e-4    where nk > 1
+    variance, in units of 1/lambda  8e-4         1e-2         4e-6              2e-3
+
+and the torch backend in float32: 2e-6, 1e-5, 5e-4 for diag, 3e-7, 5e-6, 1e-5 for spherical. No label differs.
+
+All of it has run in Triton's interpreter (TRITON_INTERPRET=1, for tests) and compiles for sm_90 with its products on
+tensor cores, wgmma, in Triton 3.9; no GPU has run it. The assembler reports 580 bytes of spilled registers for diag at
+K = 50, D = 64, most of them outside the loop over tiles, and none for `assign`. Triton is imported when it is first
+needed: a second that a run on the CPU need not spend.
 """
 
 from __future__ import annotations

@@ -86,6 +86,7 @@ SMALL, LARGE = (640, 64, 50), (640, 512, 200)
         ("statistics", SMALL, "spherical", torch.bfloat16, "high"),
         ("statistics", (640, 128, 128), "diag", torch.float32, "high"),
         ("statistics", (1, 1, 1), "diag", torch.float32, "high"),
+        ("responsibilities", (1, 1, 1), "diag", torch.float32, "high"),
         ("assign", SMALL, "diag", torch.float32, "high"),
         ("assign", LARGE, "diag", torch.float16, "high"),
         ("statistics", LARGE, "spherical", torch.float32, "high"),
