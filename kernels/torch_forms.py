@@ -265,7 +265,9 @@ class Sums:
         """Add ln sum rho = peak + log_sum, and the entropy of a row, log_sum - sum_k r (ln rho - peak)."""
         if w is not None:
             peak, log_sum = peak * w, log_sum * w
-        self._rows.append((peak.sum(), log_sum.sum(), torch.dot(p.view(-1), logits.view(-1))))
+        # One sum over a tile would lose digits of the entropy; one a component does not.
+        product = torch.linalg.vecdot(p, logits).sum(dtype=torch.float64)
+        self._rows.append((peak.sum(), log_sum.sum(), product))
 
     def result(self) -> Statistics:
         """Return the sums of all rows added so far."""

@@ -1,0 +1,189 @@
+"""The Triton kernels against the oracle; tests/test_triton.py runs this file, in the interpreter or on a GPU."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import relu_features
+from test_kernels import SHAPES, TOLERANCE, _variance, error, errors, problem
+
+from fastclust import kernels
+from fastclust.kernels import Coefficients, Frame, Statistics, reference
+from fastclust.kernels import triton as backend
+from fastclust.kernels import triton_launch as launch
+
+DEVICE = torch.device("cpu" if launch.INTERPRETED else "cuda")
+LIMIT = TOLERANCE[torch.float32]
+KINDS = ["diag", "spherical"]
+MORE_SHAPES = [
+    (65, 33, 50, "a padded block of columns and one row more than a tile"),
+    (70, 128, 128, "the largest that is fused"),
+    (70, 65, 130, "tiled for its components"),
+    (129, 130, 3, "tiled for its features"),
+    (257, 16, 16, "nothing is padded"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _outputs_hold_no_number_before_the_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def filled(*size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.full(size, torch.nan if dtype.is_floating_point else -(2**31), dtype=dtype, device=device)
+
+    monkeypatch.setattr(launch, "_empty", filled)
+
+
+def there(coefficients: Coefficients) -> Coefficients:
+    c = coefficients
+    return Coefficients(c.covariance_type, c.offset.to(DEVICE), c.means.to(DEVICE), c.precision.to(DEVICE))
+
+
+def on_host(statistics: Statistics) -> Statistics:
+    return Statistics(*(part if part is None else part.cpu() for part in vars(statistics).values()))
+
+
+def passed(rows: torch.Tensor, coefficients: Coefficients, frame: Frame = Frame(), **more: object) -> Statistics:  # noqa: B008
+    return on_host(backend.statistics(rows.to(DEVICE), there(coefficients), frame.to(DEVICE), torch.float32, **more))
+
+
+def oracle(rows: torch.Tensor, coefficients: Coefficients, frame: Frame = Frame(), **more: object) -> Statistics:  # noqa: B008
+    return reference.statistics(rows, coefficients, frame, torch.float64, **more)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d", "k", "why"), SHAPES[:-1] + MORE_SHAPES, ids=lambda part: str(part))
+def test_a_pass_agrees_with_the_oracle(n, d, k, why, kind):
+    rows, coefficients = problem(n, d, k, kind)
+    rows = rows.float()
+    assert max(errors(passed(rows, coefficients), oracle(rows, coefficients)).values()) < LIMIT
+    args = (rows.to(DEVICE), there(coefficients), Frame(), torch.float32)
+    r = reference.responsibilities(rows, coefficients, Frame(), torch.float64)
+    labels, density = (part.cpu() for part in backend.assign(*args))
+    _, expected_density = reference.assign(rows, coefficients, Frame(), torch.float64)
+    assert labels.dtype == torch.int32
+    assert density.dtype == torch.float32
+    np.testing.assert_allclose(density, expected_density, rtol=LIMIT, atol=LIMIT * 10)
+    lost = r.max(1).values - r.gather(1, labels.long()[:, None])[:, 0]
+    assert float(lost.max()) < LIMIT * 10
+    np.testing.assert_allclose(backend.responsibilities(*args).cpu(), r, atol=LIMIT * 10)
+    about = coefficients.means
+    moments = backend.moments(rows.to(DEVICE), r.to(DEVICE), kind, about.to(DEVICE), Frame(), torch.float32)
+    expected = reference.moments(rows, r, kind, about, Frame(), torch.float64)
+    assert max(errors(on_host(moments), expected).values()) < LIMIT
+
+
+@pytest.mark.parametrize("shape", [(131, 17, 5), (131, 20, 130)], ids=["fused", "tiled"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_as_stored_in_any_order_with_weights(kind, shape):
+    rows, coefficients = problem(*shape, kind)
+    random = np.random.default_rng(0)
+    weights = torch.from_numpy(random.integers(0, 3, size=2 * len(rows)).astype(float))[::2]
+    shift = torch.linspace(-1, 1, rows.shape[1]).double()
+    for stored in (rows.half(), rows.bfloat16(), rows.float()):
+        every_second = torch.stack([stored, stored], 1)[:, 0]
+        columns_first = stored.T.contiguous().T
+        for view, frame in ((every_second, Frame()), (columns_first, Frame(shift, 1 + shift**2))):
+            assert not view.is_contiguous()
+            found = passed(view, coefficients, frame, weights=weights.to(DEVICE), block_rows=100)
+            assert max(errors(found, oracle(stored, coefficients, frame, weights=weights)).values()) < LIMIT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_far_from_the_origin(kind):
+    rows, coefficients = problem(200, 6, 4, kind, far=1e4)
+    rows = rows.float()
+    shift = rows.mean(0).double()
+    moved = replace(coefficients, means=coefficients.means - shift)
+    assert max(errors(passed(rows, moved, Frame(shift)), oracle(rows, moved, Frame(shift))).values()) < LIMIT
+
+
+@pytest.mark.parametrize("d", [4, 130], ids=["fused", "tiled"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tight_components_do_not_cancel(kind, d):
+    random = np.random.default_rng(0)
+    rows = np.concatenate([random.normal(size=(90, d)), 8 + 1e-3 * random.normal(size=(110, d))])
+    means = torch.tensor([0.0, 8.0, 8.0005], dtype=torch.float64)[:, None].repeat(1, d)
+    means[2] += 1e-4 * torch.arange(d).double() / d
+    tight = torch.tensor([1.0, 1e6 / d, 1e6 / d], dtype=torch.float64)
+    rows = torch.from_numpy(rows).float()
+    precision = tight[:, None].repeat(1, d) if kind == "diag" else tight
+    coefficients = Coefficients(kind, torch.zeros(3, dtype=torch.float64), means, precision)
+    found, expected = passed(rows, coefficients), oracle(rows, coefficients)
+    r = reference.responsibilities(rows, coefficients, Frame(), torch.float64)
+    assert 0.05 < float(r[90:, 1].mean()) < 0.95
+    assert max(errors(found, expected).values()) < LIMIT
+    np.testing.assert_allclose(_variance(found), _variance(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_after_a_relu(kind):
+    rows = torch.from_numpy(relu_features(400, 16)).float()
+    assert bool((rows[:, 3] == 0).all())
+    random = np.random.default_rng(0)
+    r = torch.from_numpy(random.dirichlet([0.05] * 12, size=len(rows)))
+    sums = reference.moments(rows, r, kind, torch.zeros(12, 16).double(), Frame(), torch.float64)
+    means = sums.sx / sums.nk[:, None]
+    if kind == "diag":
+        variance = sums.sxx / sums.nk[:, None] - means**2 + 1e-6
+    else:
+        variance = (sums.sxx / sums.nk - (means**2).sum(1)) / 16 + 1e-6
+    offset = 0.5 * (-variance.log()).sum(1) if kind == "diag" else -8 * variance.log()
+    coefficients = Coefficients(kind, offset, means, 1 / variance)
+    found, expected = passed(rows, coefficients), oracle(rows, coefficients)
+    assert max(errors(found, expected).values()) < LIMIT
+    np.testing.assert_allclose(_variance(found), _variance(expected), rtol=1e-3, atol=1e-9)
+    coarse = passed(rows, coefficients, precision="fast")
+    assert max(errors(coarse, expected).values()) < 1e-3
+    with pytest.raises(ValueError, match="'high' or 'fast'"):
+        passed(rows, coefficients, precision="low")
+
+
+@pytest.mark.parametrize("shape", [(1031, 5, 31), (500, 5, 130)], ids=["fused", "tiled"])
+def test_sums_are_flushed_often_and_are_the_same_bits_again(shape, monkeypatch):
+    rows, coefficients = problem(*shape, "diag")
+    rows = rows.float()
+    monkeypatch.setattr(launch, "FLUSH", 2)
+    one, two = (passed(rows, coefficients, block_rows=300) for _ in range(2))
+    assert max(errors(one, oracle(rows, coefficients)).values()) < LIMIT
+    for name in ("nk", "sx", "sxx", "log_norm", "entropy"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+
+
+def test_ties_go_to_the_first_component():
+    rows, coefficients = problem(70, 3, 2, "diag")
+    for k in (3, 200):
+        index = torch.zeros(k).long()
+        same = Coefficients(
+            "diag", coefficients.offset[index], coefficients.means[index], coefficients.precision[index]
+        )
+        labels, _ = backend.assign(rows.float().to(DEVICE), there(same), Frame(), torch.float32)
+        assert bool((labels == 0).all())
+
+
+def test_responsibilities_below_the_floor_are_zero():
+    coefficients = Coefficients(
+        "diag", torch.tensor([0.0, -39.0, -41.0]).double(), torch.zeros(3, 1).double(), torch.ones(3, 1).double()
+    )
+    nk = passed(torch.zeros(1, 1), coefficients).nk
+    assert float(nk[1]) == pytest.approx(np.exp(-39), rel=1e-4)
+    assert float(nk[2]) == 0.0
+
+
+def test_what_has_no_kernel_goes_to_torch_and_is_told(caplog):
+    caplog.set_level(logging.INFO, "fastclust")
+    backend._tell.cache_clear()
+    rows, coefficients = problem(40, 3, 2, "full")
+    assert error(passed(rows.float(), coefficients).nk, oracle(rows.float(), coefficients).nk) < LIMIT
+    assert "backend triton leaves this to the torch backend: full covariance" in caplog.text
+    assert "float64" in str(backend.why_not("diag", torch.float64, torch.float32))
+    assert "float64" in str(backend.why_not("diag", torch.float32, torch.float64))
+    assert backend.why_not("diag", torch.float32, torch.bfloat16) is None
+
+
+def test_asked_for_it_runs_and_chosen_on_a_cpu_it_does_not():
+    assert kernels.select("triton", DEVICE)[0] == "triton"
+    if launch.INTERPRETED:
+        name, _, passed_over = kernels.select("auto", DEVICE)
+        assert name == "torch"
+        assert "interpreted" in passed_over["triton"]
