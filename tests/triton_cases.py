@@ -181,9 +181,6 @@ def test_what_has_no_kernel_goes_to_torch_and_is_told(caplog):
     assert backend.why_not("diag", torch.float32, torch.bfloat16) is None
 
 
-def test_asked_for_it_runs_and_chosen_on_a_cpu_it_does_not():
+def test_it_runs_where_it_is_asked_for_and_is_not_chosen():
     assert kernels.select("triton", DEVICE)[0] == "triton"
-    if launch.INTERPRETED:
-        name, _, passed_over = kernels.select("auto", DEVICE)
-        assert name == "torch"
-        assert "interpreted" in passed_over["triton"]
+    assert kernels.select("auto", DEVICE)[0] in ("numba", "torch")
