@@ -18,7 +18,7 @@ import torch
 
 from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
 from fastclust.kernels.threads import over_parts
-from fastclust.kernels.torch_forms import Space, Sums, form_of, tile_rows
+from fastclust.kernels.torch_forms import Form, Space, Sums, form_of, tile_rows
 
 FLOOR = {torch.float32: -40.0, torch.float64: -600.0}  # nats; products with small features stay normal numbers
 
@@ -39,7 +39,13 @@ def statistics(
     block_rows: int | None = None,
 ) -> Statistics:
     """Return the statistics of rows (N, D) under the coefficients; see the backend protocol."""
-    form = form_of(coefficients, dtype)
+    return statistics_of(form_of(coefficients, dtype), rows, frame, weights, block_rows)
+
+
+def statistics_of(
+    form: Form, rows: torch.Tensor, frame: Frame, weights: torch.Tensor | None = None, block_rows: int | None = None
+) -> Statistics:
+    """Return the statistics of rows (N, D) for an E-step that is written as a form."""
 
     def work(start: int, stop: int, tile: int) -> Statistics:
         total = Sums(form, rows.device)

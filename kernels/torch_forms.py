@@ -16,6 +16,8 @@ Tied: rows are whitened once, R (y - c), c the mean of the means, and then spher
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from fastclust.kernels.contract import Coefficients, Statistics
@@ -225,6 +227,7 @@ class Space:
         self.near: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # tight components, their rows, these in float64
         self._wide = self._strips = torch.empty(0, device=device)
         self._device, self.dtype = device, dtype
+        self._rooms: dict[str, torch.Tensor] = {}
 
     def y(self, n: int) -> torch.Tensor:
         return self._y[:n]
@@ -244,6 +247,12 @@ class Space:
             self._strips = torch.empty((3 * d + 1) * n, dtype=self.dtype, device=self._device)
         whole = self._strips[: (3 * d + 1) * n].view(3 * d + 1, n)
         return whole[:d], whole[d : 2 * d + 1], whole[2 * d + 1 :]
+
+    def room(self, name: str, *shape: int) -> torch.Tensor:
+        """Return room of a shape that a form asks for by name; it grows with the largest that was asked for."""
+        if name not in self._rooms or self._rooms[name].numel() < math.prod(shape):
+            self._rooms[name] = torch.empty(math.prod(shape), dtype=self.dtype, device=self._device)
+        return self._rooms[name][: math.prod(shape)].view(shape)
 
     def logits(self, n: int) -> torch.Tensor:
         return self._pair[0, : self._k * n].view(self._k, n)
