@@ -67,7 +67,7 @@ def kmeans_on_host(rows: Rows, n_components: int, kind: CovarianceType, random: 
     on_device = torch.from_numpy(labels).to(device)
     found, low = [], 0
     for part, w in _chunks(rows):
-        r = _one_hot(rows, on_device[low : low + len(part)], n_components)
+        r = _one_hot(on_device[low : low + len(part)], n_components)
         found.append(_moments(rows, part, r, w, centres, kind))
         low += len(part)
     return reduce(add, found)
@@ -172,11 +172,11 @@ def _hard(
     zeros = torch.zeros(len(centres), dtype=torch.float64, device=centres.device)
     nearest = Coefficients("spherical", zeros, centres, zeros + scale)
     labels, _ = rows.backend.assign(part, nearest, rows.frame, rows.dtype, rows.block_rows)
-    return _moments(rows, part, _one_hot(rows, labels, len(centres)), w, centres, kind)
+    return _moments(rows, part, _one_hot(labels, len(centres)), w, centres, kind)
 
 
-def _one_hot(rows: Rows, labels: torch.Tensor, n_components: int) -> torch.Tensor:
-    return torch.nn.functional.one_hot(labels.long(), n_components).to(rows.dtype)
+def _one_hot(labels: torch.Tensor, n_components: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(labels.long(), n_components).double()
 
 
 def _one_each(rows: Rows, picked: torch.Tensor, kind: CovarianceType) -> Statistics:

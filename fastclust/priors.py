@@ -65,7 +65,7 @@ def _array(name: str, value: Any, shape: tuple[int, ...], kind: str = "") -> np.
     """Return a prior as float64, checked."""
     try:
         given = check_array(value, dtype=[np.float64, np.float32], ensure_2d=False) if shape else value
-        array = np.asarray(given, dtype=np.float64)
+        array = np.array(given, dtype=np.float64)  # a copy: what was given may change, or be read-only
     except (TypeError, ValueError) as error:  # in scikit-learn's words, which do not say of what
         raise type(error)(f"{error} ({name})") from None
     if array.shape != shape:

@@ -75,13 +75,18 @@ def moments(
     frame: Frame,
     dtype: torch.dtype,
 ) -> Statistics:
-    """Return the statistics of rows (N, D) for given responsibilities (N, K); see the backend protocol."""
+    """Return the statistics of rows (N, D) for given responsibilities (N, K); see the backend protocol.
+
+    In float64 whatever the dtype: a tight cluster among the first responsibilities has a variance that float32 sums of
+    squares lose, and far from the origin the rounding of the responsibilities is all that a tied scatter has left.
+    """
+    wide = torch.float64
     parts = over_parts(
         len(rows),
         rows.device,
         lambda start, stop: _moments(
-            frame.read(rows[start:stop], torch.empty(stop - start, rows.shape[1], dtype=dtype, device=rows.device)),
-            responsibilities[start:stop].to(dtype).T,
+            frame.read(rows[start:stop], torch.empty(stop - start, rows.shape[1], dtype=wide, device=rows.device)),
+            responsibilities[start:stop].to(wide).T,
             covariance_type,
             about,
         ),
@@ -90,22 +95,22 @@ def moments(
 
 
 def _moments(y: torch.Tensor, r: torch.Tensor, covariance_type: CovarianceType, about: torch.Tensor) -> Statistics:
-    """Return the moments of rows (n, D), as seen in the frame, for responsibilities (K, n)."""
-    nk = r.sum(1, dtype=torch.float64)
+    """Return the moments of rows (n, D), as seen in the frame, for responsibilities (K, n), in float64."""
+    nk = r.sum(1)
     zero = torch.zeros((), dtype=torch.float64, device=y.device)
-    sx, sxx = (r @ y).double(), None
+    sx, sxx = r @ y, None
     centre = torch.zeros_like(sx)
     if covariance_type == "diag":
-        sxx = (r @ y.square()).double()
+        sxx = r @ y.square()
     elif covariance_type == "spherical":
-        sxx = (r @ y.square().sum(1)).double()
+        sxx = r @ y.square().sum(1)
     elif covariance_type == "full":
         centre = about
         sxx = torch.empty(*sx.shape, sx.shape[1], dtype=torch.float64, device=y.device)
         for k in range(len(sx)):
             some = torch.nonzero(r[k])[:, 0]
-            difference = y[some].double() - about[k]
-            weighted = difference * r[k, some, None].double()
+            difference = y[some] - about[k]
+            weighted = difference * r[k, some, None]
             sx[k], sxx[k] = weighted.sum(0), weighted.T @ difference
     return Statistics(nk, sx, sxx, zero, zero, centre)
 
