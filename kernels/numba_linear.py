@@ -24,10 +24,10 @@ from numba.extending import overload
 from fastclust.kernels import torch as plain
 from fastclust.kernels.contract import Coefficients, Frame, Statistics
 from fastclust.kernels.threads import over_parts
-from fastclust.kernels.torch_forms import Linear, form_of
+from fastclust.kernels.torch_forms import STRIP, Linear, form_of
 
 TILE_BYTES = 1 << 20  # of logits, rows and squares: what the second-level cache of a core holds
-TILE_ROWS = (64, 1024)  # of more rows that are alike, float32 sums would lose what variances are left of
+TILE_ROWS = (64, 4096)
 
 # Sums may be taken in any order, products fused, and maxima vectorised. A row with a NaN has nothing but NaN in its
 # logits, and whichever way the comparisons go, its log-density is NaN.
@@ -68,12 +68,8 @@ def statistics(
             high = min(low + space.n_rows, stop)
             y, rest, logits = space.read(rows[low:high], frame)
             w = space.no_weights if weights is None else weights[low:high].numpy()
-            for part in space.partial:
-                part[:] = 0
-            pairs = _sweep(
-                y, rest, logits, w, floor, *space.tight_terms, *space.partial, tight, scalars, *space.scratch
-            )
-            sums += np.concatenate(space.partial, axis=1)
+            outputs = (*space.partial, sums, tight, scalars)
+            pairs = _sweep(y, rest, logits, w, floor, *space.tight_terms, *outputs, *space.scratch)
             if pairs > DENSE * (high - low) and high < stop:
                 others = None if weights is None else weights[high:stop]
                 found = plain.statistics(rows[high:stop], coefficients, frame, dtype, others, block_rows)
@@ -196,6 +192,7 @@ def _sweep(
     reach: Any,
     sum_y: Any,
     sum_rest: Any,
+    sums: Any,
     tight_sums: Any,
     scalars: Any,
     lanes: Any,
@@ -204,8 +201,10 @@ def _sweep(
     below: Any,
     power: Any,
 ) -> Any:  # pragma: no cover - compiled
-    """Add the moments of rows (n, D) to sum_y (K, D) and sum_rest (K, R), or to tight_sums, and log_norm and entropy to
-    scalars (2,); return how many pairs of a row and a component there were.
+    """Add the moments of rows (n, D) to sums (K, D + R), or to tight_sums, and log_norm and entropy to scalars (2,).
+
+    sum_y (K, D), sum_rest (K, R): zeros, where at most STRIP rows are summed in the rows' own dtype.
+    Return how many pairs of a row and a component there were.
     """
     n_features, n_rest = y.shape[1], rest.shape[1]
     diag = n_rest > 2
@@ -251,6 +250,14 @@ def _sweep(
                 if not diag:
                     wide[n_features] += r * squares
                 wide[n_features + n_rest - 1] += r
+        if (start + LANES) % STRIP == 0 or start + LANES >= len(y):
+            for k in range(len(sums)):
+                for d in range(n_features):
+                    sums[k, d] += sum_y[k, d]
+                    sum_y[k, d] = 0
+                for d in range(n_rest):
+                    sums[k, n_features + d] += sum_rest[k, d]
+                    sum_rest[k, d] = 0
     scalars[0] += log_norm
     scalars[1] += entropy
     return pairs

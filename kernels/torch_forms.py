@@ -7,9 +7,10 @@ Linear: spherical and diag are linear in a few columns of a row, so the E-step i
 
 That form cancels in float32 for a component whose precision is large against its distance from the frame's origin:
 the error of ln rho is about 1e-7 sum_d lambda_kd m_kd^2, and that of a variance up to 2e-6 lambda_kd m_kd^2, for sums
-of STRIP rows that are alike all round the same way. Where the sum passes TIGHT, or a term of it PEAKED (spherical: the
-mean of the terms), rows that float32 leaves any chance to belong to the component are taken again in float64, subtracted
-before they are squared; other rows have no part in it. Where more than a quarter of the components are tight, the whole pass is in float64, which is faster then.
+of STRIP rows that are alike all round the same way. Where the sum passes TIGHT, or a term of it PEAKED (spherical:
+the mean of the terms), rows that float32 leaves any chance to belong to the component are taken again in float64,
+subtracted before they are squared; other rows have no part in it. Where more than a quarter of the components are
+tight, the whole pass is in float64, which is faster then.
 
 Tied: rows are whitened once, R (y - c), c the mean of the means, and then spherical. Full: R_k (y - m_k).
 """
@@ -194,7 +195,8 @@ def _product(p: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     whole = n - n % STRIP
     if p.dtype == torch.float64 or not whole:
         return (p @ y).double()
-    strips = torch.bmm(p[:, :whole].unflatten(1, (-1, STRIP)).transpose(0, 1), y[:whole].unflatten(0, (-1, STRIP)))
+    of_p, of_y = p[:, :whole].view(len(p), -1, STRIP), y[:whole].view(-1, STRIP, y.shape[1])
+    strips = torch.bmm(of_p.transpose(0, 1), of_y)
     return strips.sum(0, dtype=torch.float64) + p[:, whole:] @ y[whole:]
 
 

@@ -1,6 +1,5 @@
 """Whatever the rows, priors and parameters, the drop-in class fits what scikit-learn's does, to 1e-7 in float64."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,11 +7,9 @@ import pytest
 from agreement import apart, disagreement
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.mixture import BayesianGaussianMixture as Theirs
 
-from fastclust import DPGMM
 from fastclust import BayesianGaussianMixture as Ours
 
 KINDS = ("full", "tied", "diag", "spherical")

@@ -1,0 +1,61 @@
+"""The lower bound never falls: four covariances, two priors, four starts, fifty seeds; and where it may."""
+
+import warnings
+
+import numpy as np
+import pytest
+from conftest import blobs, relu_features
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import BayesianGaussianMixture as Theirs
+
+from fastclust import DPGMM, BayesianGaussianMixture
+
+KINDS = ("full", "tied", "diag", "spherical")
+WEIGHT_PRIORS = ("dirichlet_process", "dirichlet_distribution")
+STARTS = ("kmeans", "k-means++", "random", "random_from_data")
+
+
+def bounds_of(model, X) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return np.ravel(model.fit(X).lower_bounds_)
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("weight_prior", WEIGHT_PRIORS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_never_falls(kind, weight_prior, start):
+    for seed in range(50):
+        X = blobs(60 + seed, 3, 4, seed)
+        if seed % 2:  # half zeros, and no channel dead
+            X = np.maximum(X - np.median(X, axis=0), 0)
+        model = DPGMM(
+            5,
+            covariance_type=kind,
+            weight_concentration_prior_type=weight_prior,
+            init_params=start,
+            random_state=seed,
+            reg_covar=0,
+            tol=0,
+            max_iter=15,
+            dtype="float64",
+        )
+        bounds = bounds_of(model, X)
+        assert len(bounds) == 15
+        assert (np.diff(bounds) >= -1e-9 * np.abs(bounds[1:])).all(), (seed, np.diff(bounds).min())
+
+
+@pytest.mark.parametrize("kind", ["full", "diag"])
+def test_reg_covar_is_no_part_of_it_and_can_make_it_fall_as_scikit_learns_does(kind):
+    """A dead channel has no variance but reg_covar: what the bound gains by it each pass does not count."""
+    fell = {"ours": 0, "theirs": 0}
+    for seed in range(12):
+        X = relu_features(400, 7, seed)
+        parameters = {"n_components": 6, "covariance_type": kind, "init_params": "k-means++", "random_state": seed}
+        parameters |= {"max_iter": 30, "tol": 0}
+        ours, theirs = (bounds_of(make(**parameters), X) for make in (BayesianGaussianMixture, Theirs))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7)
+        for name, bounds in (("ours", ours), ("theirs", theirs)):
+            fell[name] += bool((np.diff(bounds) < -1e-9 * np.abs(bounds[1:])).any())
+    assert fell["ours"] == fell["theirs"]
+    assert fell["theirs"] > 0
