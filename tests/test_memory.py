@@ -31,7 +31,7 @@ for step in (model.fit, model.predict):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to read the peak from")
 @pytest.mark.parametrize(("start", "limit"), [("kmeans", 400e6), ("random", 100e6)])
 def test_half_a_million_rows_of_numpy_need_little_more_than_themselves(start, limit):
-    """The rows are 64 MB. With "kmeans", scikit-learn's KMeans makes a copy of them, and needs 250 MB for any number."""
+    """The rows are 64 MB. With "kmeans", KMeans makes a copy of them, and needs 250 MB for any number."""
     run = subprocess.run([sys.executable, "-c", PROGRAM, start], capture_output=True, text=True, check=True)
     fitting, predicting = map(int, run.stdout.split())
     assert fitting < limit
