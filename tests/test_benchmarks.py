@@ -11,7 +11,7 @@ import torch
 from benchmarks import data, run, table, verify
 from benchmarks.cases import suite
 from fastclust.kernels import Statistics
-from fastclust.kernels import torch as plain
+from fastclust.kernels import numba as fastest
 
 SPREAD = {"median", "min", "max"}
 
@@ -50,7 +50,7 @@ def test_the_quick_suite_leaves_a_whole_record(tmp_path, capsys):
 
 
 def test_a_case_with_a_wrong_kernel_is_not_timed(tmp_path, monkeypatch, capsys):
-    right = plain.statistics
+    right = fastest.statistics
 
     def wrong(*arguments, **named) -> Statistics:
         found = right(*arguments, **named)
@@ -58,7 +58,7 @@ def test_a_case_with_a_wrong_kernel_is_not_timed(tmp_path, monkeypatch, capsys):
         nk[nk.argmin()] *= 1.001
         return replace(found, nk=nk)
 
-    monkeypatch.setattr(plain, "statistics", wrong)
+    monkeypatch.setattr(fastest, "statistics", wrong)
     path = tmp_path / "quick.json"
     assert run.main(["--suite", "quick", "--out", str(path)]) == 1
     record = json.loads(path.read_text())
