@@ -41,7 +41,8 @@ class DPGMM(Mixture):
         (n_features, n_features) for full and tied, (n_features,) for diag, a number for spherical; None for the
         covariance of the rows.
     reg_covar : float, default=1e-6
-        Added to the diagonal of each component's covariance.
+        Added to the diagonal of each component's covariance. It is no part of the lower bound, which can therefore fall
+        by a millionth of itself or so where reg_covar is all the variance that a feature has; with 0 it never falls.
     tol : float, default=1e-4
         Stop when a pass changes the lower bound by less, in nats per row.
     max_iter : int, default=200

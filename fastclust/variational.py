@@ -259,7 +259,8 @@ def lower_bound(posterior: Posterior, entropy: torch.Tensor) -> torch.Tensor:
 
     posterior: that of the responsibilities whose entropy, - sum_nk r_nk ln r_nk, is given; so the bound holds before
     the next E-step. Source: Bishop 2006, eq. 10.70-10.77, at the posterior's own optimum, where the terms of rows and
-    priors cancel against those of the posterior.
+    priors cancel against those of the posterior. With reg_covar the posterior is not at that optimum, for what it adds
+    to a covariance is no part of the bound: so the bound can fall, as scikit-learn's does; without it, it never does.
     """
     n_components, n_features = posterior.m.shape
     d = torch.arange(n_features, dtype=posterior.m.dtype, device=posterior.m.device)
