@@ -59,3 +59,29 @@ def test_reg_covar_is_no_part_of_it_and_can_make_it_fall_as_scikit_learns_does(k
             fell[name] += bool((np.diff(bounds) < -1e-9 * np.abs(bounds[1:])).any())
     assert fell["ours"] == fell["theirs"]
     assert fell["theirs"] > 0
+
+
+def largest_fall(bounds: np.ndarray) -> float:
+    return float((np.diff(bounds) / np.abs(bounds[1:])).min())
+
+
+@pytest.mark.parametrize(
+    ("kind", "reg_covar", "seed", "fall"),
+    [("full", 1e-6, 8, -1.6e-7), ("diag", 1e-3, 2, -6.6e-7), ("spherical", 1e-3, 10, -2.5e-6)],
+)
+def test_it_falls_as_far_as_scikit_learns_and_without_reg_covar_neither_falls(kind, reg_covar, seed, fall):
+    X = relu_features(400, 7, seed)
+    parameters = {"n_components": 6, "covariance_type": kind, "init_params": "k-means++", "random_state": seed}
+    parameters |= {"max_iter": 30, "tol": 0}
+    for make in (BayesianGaussianMixture, Theirs):
+        assert largest_fall(bounds_of(make(**parameters, reg_covar=reg_covar), X)) == pytest.approx(fall, rel=0.05)
+        without_dead = np.delete(X, 3, axis=1)
+        assert largest_fall(bounds_of(make(**parameters, reg_covar=0), without_dead)) >= -1e-9
+
+
+def test_the_native_bound_falls_by_millionths_with_reg_covar():
+    X = relu_features(400, 7)
+    parameters = {"covariance_type": "diag", "init_params": "k-means++", "random_state": 1, "max_iter": 30, "tol": 0}
+    assert -1e-5 < largest_fall(bounds_of(DPGMM(6, dtype="float64", **parameters), X)) < -1e-6
+    without_dead = np.delete(X, 3, axis=1)
+    assert largest_fall(bounds_of(DPGMM(6, dtype="float64", reg_covar=0, **parameters), without_dead)) >= -1e-9
