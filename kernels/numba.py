@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from fastclust.kernels import numba_full, numba_diag
+from fastclust.kernels import numba_diag, numba_full
 from fastclust.kernels import torch as plain
 from fastclust.kernels.contract import Coefficients, Frame, Statistics
 from fastclust.kernels.torch import moments, responsibilities

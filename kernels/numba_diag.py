@@ -8,8 +8,8 @@ is two multiply-adds a term, as many as the products y . (lambda m) and y^2 . la
 error of a term is that of the difference y - m. Moments are about m_k, for the same reason.
 
 A sum of squares only grows. So a strip of rows is first taken against all components in a quarter of the features;
-then each row's best component so far is finished, and of the others only those that could still come within REACH of
-it. What is left out has a responsibility below e^-FLOOR; nothing that has more is. Where too many components are left
+then each row's best component so far is finished, and of the others only those that could still come within reach of
+it. What is left out has a responsibility below LOST / N; nothing that has more is. Where too many components are left
 (rows in wide, overlapping blobs), the whole strip is computed, and for PATIENCE strips it is not tried again.
 """
 
@@ -43,15 +43,19 @@ from fastclust.kernels.numba_vectors import (
 from fastclust.kernels.threads import over_parts
 
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
-# Nats below a row's largest. Of ten million rows, a component loses less than 1e-5 of a row in float32.
-FLOOR = {torch.float32: 28.0, torch.float64: 60.0}
+# Responsibilities are zero from which on so many rows lose a component less than this part of a row altogether.
+LOST = {torch.float32: 1e-6, torch.float64: 1e-20}
 STRIP_BYTES = 1 << 17  # of distances: they are read again from the second-level cache
-STRIP_ROWS = (32, 512)  # the most is what float32 sums hold: of 30,000 rows that were alike, a variance erred by a third
+STRIP_ROWS = (
+    32,
+    512,
+)  # the most is what float32 sums hold: of 30,000 rows that were alike, a variance erred by a third
 READ_ROWS = 4096  # converted at a time, where rows are not read as they are
 SCREENED = 64  # features, from which on a part of them is taken first
 PART = (32, 64)  # a quarter of the features, but at least and at most
 FINISH = 4  # what a distance that is finished by itself costs, in terms of one in a tile
 PATIENCE = 15  # strips
+TOTALS = 16  # rows, sums from 1 to K, whose product float64 holds: the logarithm takes longer than all else of a row
 GROUP = 64  # components that one word has bits for
 
 
@@ -75,9 +79,7 @@ def tables(coefficients: Coefficients, dtype: torch.dtype) -> Tables:
 
     In NumPy: a second thread of torch's would go on spinning into the sweep, and costs it half.
     """
-    m, precision, offset = (
-        part.numpy() for part in (coefficients.means, coefficients.precision, coefficients.offset)
-    )
+    m, precision, offset = (part.numpy() for part in (coefficients.means, coefficients.precision, coefficients.offset))
     kind = NUMPY[dtype]
     roots = np.sqrt(precision if precision.ndim == 2 else precision[:, None]).astype(kind)
     roots = np.ascontiguousarray(np.broadcast_to(roots, m.shape))
@@ -102,7 +104,7 @@ def statistics(
     """Return the statistics of rows (N, D) under the coefficients, about their means; see the backend protocol."""
     given = tables(coefficients, dtype)
     k, d = given.means.shape
-    reach = given.start.dtype.type(2 * FLOOR[dtype])
+    reach = _reach(len(rows), dtype)
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         sums, scalars = np.zeros((k, 2 * d + 1)), np.zeros(2)  # y - m, its square, 1; log_norm, entropy
@@ -128,7 +130,7 @@ def assign(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
     given = tables(coefficients, dtype)
-    reach = given.start.dtype.type(2 * FLOOR[dtype])
+    reach = _reach(len(rows), dtype)
     labels = torch.empty(len(rows), dtype=torch.int32)
     density = torch.empty(len(rows), dtype=dtype)
 
@@ -140,6 +142,11 @@ def assign(
 
     over_parts(len(rows), rows.device, work)
     return labels, density
+
+
+def _reach(n_rows: int, dtype: torch.dtype) -> Any:
+    """Return how far above the least a distance may be, in its dtype, to have any part in a row."""
+    return NUMPY[dtype](2 * math.log(max(n_rows, 1) / LOST[dtype]))
 
 
 _NO_WEIGHTS = np.empty(0)
@@ -216,6 +223,7 @@ def _sweep(
         exp(depth, power, count)
         firsts[:] = 0
         h = 0
+        totals = 1.0
         for j in range(n):
             first = h
             total = product = 0.0
@@ -224,8 +232,15 @@ def _sweep(
                 product += power[h] * depth[h]
                 firsts[component[h] + 1] += 1
                 h += 1
-            weight = 1.0 if len(w) == 0 else w[low + j]
-            log_sum = math.log(total)
+            if len(w) == 0:
+                weight = 1.0
+                totals *= total
+                log_sum = 0.0
+                if j % TOTALS == TOTALS - 1 or j == n - 1:
+                    log_sum, totals = math.log(totals), 1.0
+            else:
+                weight = w[low + j]
+                log_sum = math.log(total)
             log_norm += weight * (log_sum - 0.5 * best[j])
             entropy += weight * (log_sum - product / total)
             for g in range(first, h):
@@ -376,7 +391,7 @@ def _first(distances: Any, base: Any, count: Any, least: Any) -> Any:  # pragma:
 def _within(
     distances: Any, n: Any, padded: Any, best: Any, reach: Any, row: Any, component: Any, most: Any
 ) -> Any:  # pragma: no cover - compiled
-    """List the components of n rows whose distance is within reach of the row's best; return how many, or -1 if > most."""
+    """List the components of n rows that are within reach of the row's best; return how many, or -1 if > most."""
     count = 0
     for j in range(n):
         base, limit = j * padded, best[j] + reach

@@ -13,15 +13,16 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
 
 # Sums may be taken in any order, products fused, and maxima vectorised; nothing here makes a NaN of finite rows.
 FASTMATH = ("nnan", "nsz", "arcp", "contract", "reassoc")
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH)}
-compiled = numba.njit(cache=True, **OPTIONS)
-inlined = numba.njit(inline="always", **OPTIONS)  # a call for each row, with all its arrays, costs as much as the row
+compiled: Any = numba.njit(cache=True, **OPTIONS)
+inlined: Any = numba.njit(inline="always", **OPTIONS)  # a call for each row costs as much as it
+
+intrinsic: Any = extending.intrinsic
 
 ROWS = 4  # of a tile: sums, table and a row's number then fit the sixteen registers of a CPU without AVX-512
 WIDE, NARROW = 16, 8  # components, or features, of a tile
@@ -34,7 +35,7 @@ HALF, ONE = np.float32(0.5), np.float32(1.0)
 _INDEX = ir.IntType(64)
 
 
-class _Numbers:
+class Numbers:
     """Loads and stores of `width` numbers at an index of a contiguous array, or of an array's rows."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, width: int) -> None:
@@ -121,7 +122,7 @@ def _squares(rows: int, width: int) -> Any:
         signature = types.void(y, n, n, table, n, start, n, n, out, n, n, n, n)
 
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            numbers = _Numbers(context, builder, sig.args[0].dtype, width)
+            numbers = Numbers(context, builder, sig.args[0].dtype, width)
             y, table, start, out = (numbers.array(sig.args[a], args[a]) for a in (0, 3, 5, 8))
             stride, i, at, s_at, s_step, o_at, o_step, first, last = (args[a] for a in (1, 2, 4, 6, 7, 9, 10, 11, 12))
             totals = numbers.sums(rows)
@@ -159,7 +160,7 @@ def rest_of_squares(_: Any, y: Any, at: Any, root: Any, shift: Any, k_at: Any, f
     signature = y.dtype(y, n, root, shift, n, n, n)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        numbers = _Numbers(context, builder, sig.args[0].dtype, WIDE)
+        numbers = Numbers(context, builder, sig.args[0].dtype, WIDE)
         y, root, shift = (numbers.array(sig.args[a], args[a]) for a in (0, 2, 3))
         at, k_at, first, last = (args[a] for a in (1, 4, 5, 6))
         (total,) = numbers.sums(1)
@@ -181,7 +182,7 @@ def least(_: Any, values: Any, at: Any, count: Any) -> Any:
     signature = values.dtype(values, types.int64, types.int64)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        numbers = _Numbers(context, builder, sig.args[0].dtype, NARROW)
+        numbers = Numbers(context, builder, sig.args[0].dtype, NARROW)
         values, (at, count) = numbers.array(sig.args[0], args[0]), args[1:]
         (lowest,) = numbers.sums(1)
         builder.store(numbers.load(values, at), lowest)
@@ -205,7 +206,7 @@ def _compared(sign: str) -> Any:
         signature = types.int64(values, types.int64, values.dtype)
 
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            numbers = _Numbers(context, builder, sig.args[0].dtype, NARROW)
+            numbers = Numbers(context, builder, sig.args[0].dtype, NARROW)
             found = numbers.load(numbers.array(sig.args[0], args[0]), args[1])
             bits = builder.bitcast(builder.fcmp_ordered(sign, found, numbers.repeat(args[2])), ir.IntType(NARROW))
             return builder.zext(bits, _INDEX)
@@ -233,7 +234,7 @@ def exp(depth: Any, power: Any, count: int) -> None:
     """Write exp of depth (n,), not positive and not below -80, into power (n,); the first `count` of them."""
 
 
-@overload(exp, inline="always")
+@extending.overload(exp, inline="always")
 def _exp_of(depth: Any, power: Any, count: Any) -> Any:
     if depth.dtype != numba.float32:
 
