@@ -1,7 +1,7 @@
 """The CPU backend: what numba compiles where it is faster, and the torch backend's functions elsewhere.
 
 spherical, diag    statistics and labels    fastclust.kernels.numba_diag
-full, float32      statistics               fastclust.kernels.numba_full
+full               statistics and labels    fastclust.kernels.numba_full
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def statistics(
     """Return the statistics of rows (N, D) under the coefficients; see the backend protocol."""
     if coefficients.covariance_type in ("spherical", "diag"):
         return numba_diag.statistics(rows, coefficients, frame, dtype, weights, block_rows)
-    if coefficients.covariance_type == "full" and dtype == torch.float32:
-        return plain.statistics_of(numba_full.Pruned(coefficients, rows, frame), rows, frame, weights, block_rows)
+    if coefficients.covariance_type == "full":
+        return numba_full.statistics(rows, coefficients, frame, dtype, weights, block_rows)
     return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
 
 
@@ -47,4 +47,6 @@ def assign(
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
     if coefficients.covariance_type in ("spherical", "diag"):
         return numba_diag.assign(rows, coefficients, frame, dtype, block_rows)
+    if coefficients.covariance_type == "full":
+        return numba_full.assign(rows, coefficients, frame, dtype, block_rows)
     return plain.assign(rows, coefficients, frame, dtype, block_rows)

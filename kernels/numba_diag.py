@@ -104,7 +104,7 @@ def statistics(
     """Return the statistics of rows (N, D) under the coefficients, about their means; see the backend protocol."""
     given = tables(coefficients, dtype)
     k, d = given.means.shape
-    reach = _reach(len(rows), dtype)
+    reach = reach_of(len(rows), dtype)
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         sums, scalars = np.zeros((k, 2 * d + 1)), np.zeros(2)  # y - m, its square, 1; log_norm, entropy
@@ -130,7 +130,7 @@ def assign(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
     given = tables(coefficients, dtype)
-    reach = _reach(len(rows), dtype)
+    reach = reach_of(len(rows), dtype)
     labels = torch.empty(len(rows), dtype=torch.int32)
     density = torch.empty(len(rows), dtype=dtype)
 
@@ -144,7 +144,7 @@ def assign(
     return labels, density
 
 
-def _reach(n_rows: int, dtype: torch.dtype) -> Any:
+def reach_of(n_rows: int, dtype: torch.dtype) -> Any:
     """Return how far above the least a distance may be, in its dtype, to have any part in a row."""
     return NUMPY[dtype](2 * math.log(max(n_rows, 1) / LOST[dtype]))
 
@@ -361,16 +361,22 @@ def _near(
             for h in range(count):
                 row[kept], component[kept], depth[kept] = row[h], component[h], depth[h]
                 kept += depth[h] <= best[row[h]] + reach
-            for h in range(kept):
-                depth[h] = 0.5 * (best[row[h]] - depth[h])
-            return kept
+            return _deepen(row, depth, best, kept)
         state[0] = PATIENCE
         _add_squares(y, stride, low, n, tiles, distances, padded, distances, padded, part, n_features)
     for j in range(n):
         best[j] = least(distances, j * padded, padded)
     count = _within(distances, n, padded, best, reach, row, component, n * padded)
     for h in range(count):
-        depth[h] = 0.5 * (best[row[h]] - distances[row[h] * padded + component[h]])
+        depth[h] = distances[row[h] * padded + component[h]]
+    return _deepen(row, depth, best, count)
+
+
+@inlined
+def _deepen(row: Any, depth: Any, best: Any, count: Any) -> Any:  # pragma: no cover - compiled
+    """Turn distances into nats below the row's largest ln rho: zero where both are infinite. Return how many."""
+    for h in range(count):
+        depth[h] = 0.5 * (best[row[h]] - depth[h]) if depth[h] > best[row[h]] else 0.0
     return count
 
 
@@ -395,6 +401,10 @@ def _within(
     count = 0
     for j in range(n):
         base, limit = j * padded, best[j] + reach
+        if limit == np.inf:  # the row is so far away that its distances are infinite, as those of padding are
+            row[count], component[count] = j, 0
+            count += 1
+            continue
         for group in range(0, padded, GROUP):
             bits = 0
             for k in range(group, min(group + GROUP, padded), NARROW):

@@ -25,6 +25,7 @@ inlined: Any = numba.njit(inline="always", **OPTIONS)  # a call for each row cos
 intrinsic: Any = extending.intrinsic
 
 ROWS = 4  # of a tile: sums, table and a row's number then fit the sixteen registers of a CPU without AVX-512
+ROTATED = 8  # rows of a tile that needs one table only
 WIDE, NARROW = 16, 8  # components, or features, of a tile
 
 # exp on [-ln 2 / 2, ln 2 / 2] after Cephes (Moshier 1989), to 2e-7; numba has no vectorised one.
@@ -60,9 +61,12 @@ class Numbers:
         place = self.builder.bitcast(self.place(array, index), self.many.as_pointer())
         self.builder.store(value, place).align = self.bytes
 
+    def one_at(self, array: Any, index: Any) -> Any:
+        return self.builder.load(self.place(array, index), typ=self.one)
+
     def spread(self, array: Any, index: Any) -> Any:
         """Return one number in every place of a vector."""
-        return self.repeat(self.builder.load(self.place(array, index), typ=self.one))
+        return self.repeat(self.one_at(array, index))
 
     def repeat(self, number: Any) -> Any:
         nothing = ir.Constant(self.many, ir.Undefined)
@@ -150,6 +154,92 @@ squares_wide, squares_narrow = _squares(ROWS, WIDE), _squares(ROWS, NARROW)
 square_wide, square_narrow = _squares(1, WIDE), _squares(1, NARROW)
 
 
+def _rotations(rows: int) -> Any:
+    """Make out[p] += sum_v (sum_d z[p, d] table[d, v])^2, v of WIDE, for a tile of rows p = slots[h], slots[h + 1], ...
+
+    z: rows of `width` numbers. table: (D, WIDE) from index `at`. d up to last.
+    """
+
+    @intrinsic
+    def tile(_: Any, z: Any, width: Any, slots: Any, h: Any, table: Any, at: Any, last: Any, out: Any) -> Any:
+        n = types.int64
+        signature = types.void(z, n, slots, n, table, n, n, out)
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            numbers = Numbers(context, builder, sig.args[0].dtype, WIDE)
+            places = Numbers(context, builder, sig.args[2].dtype, 1)
+            z, slots, table, out = (numbers.array(sig.args[a], args[a]) for a in (0, 2, 4, 7))
+            width, h, at, last = (args[a] for a in (1, 3, 5, 6))
+            totals = numbers.sums(rows)
+            chosen = [builder.sext(places.one_at(slots, builder.add(h, _INDEX(r))), _INDEX) for r in range(rows)]
+            lines = [builder.mul(slot, width) for slot in chosen]
+            for total in totals:
+                builder.store(ir.Constant(numbers.many, None), total)
+            with cgutils.for_range_slice(builder, _INDEX(0), last, _INDEX(1), _INDEX) as (d, _count):
+                column = numbers.load(table, _plus(builder, at, builder.mul(d, _INDEX(WIDE))))
+                for line, total in zip(lines, totals, strict=True):
+                    numbers.add_product(numbers.spread(z, builder.add(line, d)), column, total)
+            for slot, total in zip(chosen, totals, strict=True):
+                found = builder.load(total, typ=numbers.many)
+                square = numbers.reduced("fadd", builder.fmul(found, found, flags=FASTMATH))
+                before = numbers.one_at(out, slot)
+                builder.store(builder.fadd(before, square, flags=FASTMATH), numbers.place(out, slot))
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return tile
+
+
+rotated, rotated_one = _rotations(ROTATED), _rotations(1)
+
+
+@intrinsic
+def subtract(_: Any, y: Any, at: Any, high: Any, low: Any, k_at: Any, z: Any, to: Any) -> Any:
+    """Write (y[at + v] - high[k_at + v]) - low[k_at + v] into z[to + v], v of WIDE."""
+    n = types.int64
+    signature = types.void(y, n, high, low, n, z, n)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        numbers = Numbers(context, builder, sig.args[0].dtype, WIDE)
+        y, high, low, z = (numbers.array(sig.args[a], args[a]) for a in (0, 2, 3, 5))
+        at, k_at, to = (args[a] for a in (1, 4, 6))
+        away = builder.fsub(numbers.load(y, at), numbers.load(high, k_at))  # the order of the two matters
+        numbers.store(builder.fsub(away, numbers.load(low, k_at)), z, to)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def add_outer(_: Any, z: Any, width: Any, count: Any, i: Any, j: Any, out: Any, step: Any) -> Any:
+    """Add sum_n z[n, i + r] z[n, j + v] to out[i + r, j + v], for ROWS places r and WIDE places v; n up to count.
+
+    z: rows of `width` numbers. out: rows of `step` numbers.
+    """
+    n = types.int64
+    signature = types.void(z, n, n, n, n, out, n)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        numbers = Numbers(context, builder, sig.args[0].dtype, WIDE)
+        z, out = (numbers.array(sig.args[a], args[a]) for a in (0, 5))
+        width, count, i, j, step = (args[a] for a in (1, 2, 3, 4, 6))
+        totals = numbers.sums(ROWS)
+        places = [_plus(builder, builder.mul(builder.add(i, _INDEX(r)), step), j) for r in range(ROWS)]
+        for place, total in zip(places, totals, strict=True):
+            builder.store(numbers.load(out, place), total)
+        with cgutils.for_range_slice(builder, _INDEX(0), count, _INDEX(1), _INDEX) as (row, _count):
+            line = builder.mul(row, width)
+            others = numbers.load(z, builder.add(line, j))
+            for r, total in enumerate(totals):
+                numbers.add_product(numbers.spread(z, _plus(builder, line, i, _INDEX(r))), others, total)
+        for place, total in zip(places, totals, strict=True):
+            numbers.store(builder.load(total, typ=numbers.many), out, place)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 @intrinsic
 def rest_of_squares(_: Any, y: Any, at: Any, root: Any, shift: Any, k_at: Any, first: Any, last: Any) -> Any:
     """Return sum_d (y[at + d] root[k_at + d] - shift[k_at + d])^2, d from first, in whole vectors of WIDE, up to last.
@@ -195,28 +285,35 @@ def least(_: Any, values: Any, at: Any, count: Any) -> Any:
     return signature, generate
 
 
-def _compared(sign: str) -> Any:
-    """Make a function that tells which of eight numbers from values[at] on are < or <= a limit, as an integer's bits.
+def _compared(each: bool) -> Any:
+    """Make a function that tells which of eight numbers from values[at] on are not above a limit, as an integer's bits.
 
-    The first number's bit is the lowest. A NaN is neither.
+    The first number's bit is the lowest; of a NaN it is zero. each: limits are an array's, from limits[to] on.
     """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        numbers = Numbers(context, builder, sig.args[0].dtype, NARROW)
+        found = numbers.load(numbers.array(sig.args[0], args[0]), args[1])
+        limits = numbers.load(numbers.array(sig.args[2], args[2]), args[3]) if each else numbers.repeat(args[2])
+        bits = builder.bitcast(builder.fcmp_ordered("<=", found, limits), ir.IntType(NARROW))
+        return builder.zext(bits, _INDEX)
+
+    if each:
+
+        @intrinsic
+        def compare_each(_: Any, values: Any, at: Any, limits: Any, to: Any) -> Any:
+            return types.int64(values, types.int64, limits, types.int64), generate
+
+        return compare_each
 
     @intrinsic
     def compare(_: Any, values: Any, at: Any, limit: Any) -> Any:
-        signature = types.int64(values, types.int64, values.dtype)
-
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            numbers = Numbers(context, builder, sig.args[0].dtype, NARROW)
-            found = numbers.load(numbers.array(sig.args[0], args[0]), args[1])
-            bits = builder.bitcast(builder.fcmp_ordered(sign, found, numbers.repeat(args[2])), ir.IntType(NARROW))
-            return builder.zext(bits, _INDEX)
-
-        return signature, generate
+        return types.int64(values, types.int64, values.dtype), generate
 
     return compare
 
 
-below, no_more = _compared("<"), _compared("<=")
+no_more, no_more_each = _compared(False), _compared(True)
 
 
 @intrinsic

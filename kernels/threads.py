@@ -39,6 +39,17 @@ def over_parts(n_rows: int, device: torch.device, work: Callable[[int, int], T])
         torch.set_num_threads(threads)
 
 
+def over_items(n_items: int, work: Callable[[int], T]) -> list[T]:
+    """Call work(item) for each item on the CPU's threads, each with one-threaded operations, as they get to it."""
+    threads = torch.get_num_threads()
+    try:
+        if threads == 1 or n_items == 1:
+            return [_one_threaded(lambda item, _: work(item), (item, item)) for item in range(n_items)]
+        return list(_pool(threads).map(lambda item: _one_threaded(lambda i, _: work(i), (item, item)), range(n_items)))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @contextmanager
 def one_thread_where_small(like: torch.Tensor) -> Iterator[None]:
     """Run operations on tensors of this size on one thread: a second goes on spinning into the pass."""
