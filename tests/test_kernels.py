@@ -236,7 +236,7 @@ def test_a_backend_that_cannot_run_says_why_and_what_can(monkeypatch):
     assert "numba" in kernels.available(CPU)["numba"]
     with pytest.raises(RuntimeError, match="it is Monday"):
         kernels.select("auto", CPU)
-    with pytest.raises(ValueError, match="numba, torch, triton, reference"):
+    with pytest.raises(ValueError, match="numba, torch, triton, cupy, reference"):
         kernels.select("jax", CPU)
 
 
