@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -169,7 +170,9 @@ def _kernel(name: str, shape: Shape, stored: torch.dtype, index: int) -> Any:
     import cupy
 
     source = (SOURCES / f"{name}.cu").read_text(encoding="utf-8")
-    module = cupy.RawModule(code=source, options=shape.options(stored), backend="nvrtc")
+    # CuPy keeps what it compiled, by source and options: it does not look at what a source includes.
+    included = f"-DINCLUDED={zlib.crc32((SOURCES / 'parts.cuh').read_bytes())}u"
+    module = cupy.RawModule(code=source, options=(*shape.options(stored), included), backend="nvrtc")
     kernel = module.get_function(name)
     kernel.max_dynamic_shared_size_bytes = shape.shared_bytes
     return kernel

@@ -4,13 +4,15 @@
 // (__ballot_sync), and then the next one of its warp runs. A warp runs until all of it waits for the block, so that
 // warps are as far apart as barriers let them be; the first warp goes first, or the last: where a barrier is missing,
 // the two differ. Shared memory holds NaN when a block begins, and what lies behind it is watched. A block whose threads
-// do not all come to a barrier is an error. Subnormal numbers are zero, as CuPy has NVRTC make them.
+// do not all come to a barrier is an error, and so is one that touches memory that is not there. Subnormal numbers are zero, as CuPy has NVRTC make them.
 // Only headers that are compiled in no time are included.
 
 #pragma once
 #include <ucontext.h>
 
 #include <cmath>
+#include <csetjmp>
+#include <csignal>
 #include <cstring>
 #include <utility>
 
@@ -42,6 +44,7 @@ static Fiber fibers[MOST];
 static char stacks[MOST][128 << 10];
 static Barrier block_barrier, warp_barriers[MOST / 32];
 static ucontext_t scheduler;
+static sigjmp_buf before_the_block;
 static void **arguments;
 static void body();  // calls the kernel with the arguments
 
@@ -142,11 +145,18 @@ inline bool run_flushed(unsigned threads, bool reversed) {
 #endif
 }
 
+inline void leave_the_block(int) { siglongjmp(before_the_block, 1); }
+
 // Run the kernel over a grid, blocks in order or in reverse, too. Return what is wrong, or null.
 inline const char *run(unsigned blocks_x, unsigned blocks_y, unsigned threads, unsigned shared_bytes, bool reversed) {
     if (threads > MOST || threads % 32) return "threads are warps, and not as many as that";
     if (shared_bytes > sizeof(memory)) return "more shared memory than there is";
     gridDim = {blocks_x, blocks_y, 1};
+    const struct Caught {  // while this function runs
+        void (*before)(int) = std::signal(SIGSEGV, leave_the_block);
+        ~Caught() { std::signal(SIGSEGV, before); }
+    } caught;
+    if (sigsetjmp(before_the_block, 1)) return "touched memory that is not there";
     for (unsigned i = 0; i < blocks_x * blocks_y; i++) {
         const unsigned block = reversed ? blocks_x * blocks_y - 1 - i : i;
         blockIdx = {block % blocks_x, block / blocks_x, 0};

@@ -1,7 +1,9 @@
 """The CUDA kernels against the oracle: on a GPU where there is one with CuPy, and on the CPU by `cupy_on_cpu`."""
 
+import ctypes
 import importlib.util
 import logging
+import mmap
 import shutil
 import sys
 from collections.abc import Iterator
@@ -53,6 +55,8 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.setitem(sys.modules, "cupy", cupy_on_cpu)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
         monkeypatch.setattr(launch, "_limits", lambda device: FEW)
+        table = launch._table
+        monkeypatch.setattr(launch, "_table", lambda c: tuple(before_a_wall(part) for part in table(c)))
     launch._kernel.cache_clear()
     yield torch.device(request.param)
     launch._kernel.cache_clear()
@@ -61,11 +65,15 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         assert bool((around.isnan() if around.is_floating_point() else around == -(2**31)).all())
 
 
-def among_nans(rows: torch.Tensor) -> torch.Tensor:
-    """Return the same rows in the middle of numbers that spoil whatever reads them."""
-    whole = torch.full((rows.numel() + 2 * GUARD,), torch.nan, dtype=rows.dtype)
-    whole[GUARD:-GUARD] = rows.reshape(-1)
-    return whole[GUARD:-GUARD].view(rows.shape)
+def before_a_wall(values: torch.Tensor) -> torch.Tensor:
+    """Return the same values with NaN before them, and behind them memory that may not be touched."""
+    size, page = values.numel() * values.element_size(), mmap.PAGESIZE
+    room = -(-size // page) * page
+    memory = mmap.mmap(-1, room + page)
+    wall = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + room
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(wall), page, 0) == 0
+    whole = torch.frombuffer(memory, dtype=values.dtype, count=room // values.element_size()).fill_(torch.nan)
+    return whole[len(whole) - values.numel() :].view(values.shape).copy_(values)
 
 
 def there(coefficients: Coefficients, device: torch.device) -> Coefficients:
@@ -94,7 +102,7 @@ def oracle(rows: torch.Tensor, coefficients: Coefficients, frame: Frame | None =
 @pytest.mark.parametrize(("n", "d", "k", "why"), SHAPES + MORE_SHAPES, ids=lambda part: str(part))
 def test_a_pass_agrees_with_the_oracle(n, d, k, why, kind, place):
     rows, coefficients = problem(n, d, k, kind)
-    rows = among_nans(rows.float())
+    rows = before_a_wall(rows.float())
     found = passed(rows, coefficients, place)
     assert max(errors(found, oracle(rows, coefficients)).values()) < LIMIT
     assert not bool(found.about.any())
@@ -248,6 +256,20 @@ def test_kernels_are_cut_to_the_shared_memory_that_there_is(block_bytes, place, 
     assert max(errors(passed(rows.float(), coefficients, place), oracle(rows.float(), coefficients)).values()) < LIMIT
 
 
+def test_a_changed_header_is_compiled_again(place, monkeypatch, tmp_path):
+    if place.type == "cuda":
+        pytest.skip("CuPy's own cache would keep the changed kernel")
+    sources = shutil.copytree(launch.SOURCES, tmp_path / "cuda")
+    monkeypatch.setattr(launch, "SOURCES", sources)
+    rows, coefficients = problem(5, 3, 2, "diag")
+    before = passed(rows.float(), coefficients, place)
+    header = (sources / "parts.cuh").read_text()
+    (sources / "parts.cuh").write_text(header.replace("fmaf(-0.5f, square", "fmaf(-0.6f, square"))
+    launch._kernel.cache_clear()
+    after = passed(rows.float(), coefficients, place)
+    assert float((after.log_norm - before.log_norm).abs()) > 0.1
+
+
 def test_cuts_and_grids() -> None:
     assert launch.shape_of(50, 64, H200.block_bytes) == launch.Shape(64, 4)
     assert launch.shape_of(1, 1, H200.block_bytes) == launch.Shape(32, 1)
@@ -286,3 +308,14 @@ def test_it_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
         kernels.select("cupy", cpu)
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert "not installed: pip install 'fastclust[cuda]'" in str(backend.unavailable(cuda))
+    monkeypatch.setattr(cupy_on_cpu.cuda, "nvrtc", NoCompiler, raising=False)
+    monkeypatch.setitem(sys.modules, "cupy", cupy_on_cpu)
+    assert backend.unavailable(cuda) == "cupy is installed and does not work: libnvrtc is not to be found"
+
+
+class NoCompiler:
+    """NVRTC, where its library is missing."""
+
+    @staticmethod
+    def getVersion() -> tuple[int, int]:
+        raise RuntimeError("libnvrtc is not to be found")

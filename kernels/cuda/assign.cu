@@ -8,7 +8,7 @@
 // rows: (n_rows, n_features) as stored, strides in elements. shift, scale: (n_features,) or null.
 // offset: (n_components,); mean, root, rest: (n_components, n_features); see parts.cuh.
 // labels, peaks, totals: (n_rows,).
-extern "C" __global__ void __launch_bounds__(THREADS, 2) assign(
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) assign(
     const STORED *rows, long long stride_n, long long stride_d, const float *shift, const float *scale,
     const float *offset, const float *mean, const float *root, const float *rest,
     int *labels, float *peaks, float *totals,

@@ -17,7 +17,8 @@
 
 #define ROWS 64
 #define COMPONENTS (16 * WARPS)
-#define THREADS (32 * WARPS)  // and registers for two such blocks: shared memory leaves room for few more
+#define THREADS (32 * WARPS)
+#define AT_ONCE 2  // blocks that share a multiprocessor's registers; its shared memory has room for no more large ones
 
 struct float16 { unsigned short bits; };
 struct bfloat16 { unsigned short bits; };
@@ -49,7 +50,7 @@ __device__ inline float number(float x) { return x; }
 
 __device__ inline float number(bfloat16 x) { return __uint_as_float((unsigned)x.bits << 16); }
 
-// Of float16 the subnormal numbers, too: in steps of normal float32 ones, because CuPy has subnormal ones flushed to zero.
+// No step makes a subnormal float32 number of a subnormal float16 one: CuPy has NVRTC flush those to zero.
 __device__ inline float number(float16 x) {
     const unsigned sign = (x.bits & 0x8000u) << 16, rest = (x.bits & 0x7fffu) << 13;
     unsigned bits = rest + 0x38000000u;  // the exponent is biased by 127 instead of 15

@@ -84,7 +84,7 @@ __device__ inline void add_moments(
 // peaks, totals: (n_rows,) as `assign` leaves them; read where there are more than COMPONENTS components.
 // nk: (blocks, n_components). moments: (blocks, 2, n_components, n_features), sum r (y - mean) and sum r (y - mean)^2.
 // sums: (2, blocks, gridDim.y, THREADS), log_norm and entropy, a thread's share each.
-extern "C" __global__ void __launch_bounds__(THREADS, 2) statistics(
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) statistics(
     const STORED *rows, long long stride_n, long long stride_d, const float *shift, const float *scale,
     const float *weights, long long stride_w,
     const float *offset, const float *mean, const float *root, const float *rest,
