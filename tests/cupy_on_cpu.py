@@ -1,9 +1,10 @@
 """A stand-in for CuPy that runs kernels on the CPU: g++ compiles the sources, `cuda_on_cpu.h` runs the threads.
 
-Only what `fastclust.kernels.cupy_launch` calls is here, under CuPy's names.
+What `fastclust.kernels.cupy_launch` calls is here, under CuPy's names, and memory that shows what is read beyond it.
 """
 
 import ctypes
+import mmap
 import subprocess
 import tempfile
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 HERE = Path(__file__).parent
 FOLDER = tempfile.TemporaryDirectory(prefix="fastclust-kernels-")
@@ -68,3 +70,14 @@ class Stream:
 
 
 cuda = SimpleNamespace(Device=nullcontext, Stream=Stream)
+
+
+def before_a_wall(values: torch.Tensor) -> torch.Tensor:
+    """Return the same values with NaN before them, and behind them memory that may not be touched."""
+    size, page = values.numel() * values.element_size(), mmap.PAGESIZE
+    room = -(-size // page) * page
+    memory = mmap.mmap(-1, room + page)
+    wall = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + room
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(wall), page, 0) == 0
+    whole = torch.frombuffer(memory, dtype=values.dtype, count=room // values.element_size()).fill_(torch.nan)
+    return whole[len(whole) - values.numel() :].view(values.shape).copy_(values)

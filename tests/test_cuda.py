@@ -1,9 +1,7 @@
 """The CUDA kernels against the oracle: on a GPU where there is one with CuPy, and on the CPU by `cupy_on_cpu`."""
 
-import ctypes
 import importlib.util
 import logging
-import mmap
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,10 +11,11 @@ import cupy_on_cpu
 import numpy as np
 import pytest
 import torch
-from conftest import relu_features
+from conftest import blobs, relu_features
+from cupy_on_cpu import before_a_wall
 from test_kernels import SHAPES, TOLERANCE, _variance, error, errors, problem
 
-from fastclust import kernels
+from fastclust import DPGMM, kernels
 from fastclust.kernels import Coefficients, Frame, Statistics, reference
 from fastclust.kernels import cupy as backend
 from fastclust.kernels import cupy_launch as launch
@@ -32,7 +31,7 @@ MORE_SHAPES = [
     (70, 65, 65, "one column and one component more than that"),
     (70, 65, 130, "three rounds of components"),
     (3, 4096, 20, "a dense layer"),
-    (3, 40, 1000, "many components"),
+    (150, 40, 1000, "many components, and a block with two tiles"),
 ]
 PLACES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and importlib.util.find_spec("cupy") is not None)
 
@@ -63,17 +62,6 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     for whole in written:
         around = torch.cat([whole[:GUARD], whole[-GUARD:]])
         assert bool((around.isnan() if around.is_floating_point() else around == -(2**31)).all())
-
-
-def before_a_wall(values: torch.Tensor) -> torch.Tensor:
-    """Return the same values with NaN before them, and behind them memory that may not be touched."""
-    size, page = values.numel() * values.element_size(), mmap.PAGESIZE
-    room = -(-size // page) * page
-    memory = mmap.mmap(-1, room + page)
-    wall = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + room
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(wall), page, 0) == 0
-    whole = torch.frombuffer(memory, dtype=values.dtype, count=room // values.element_size()).fill_(torch.nan)
-    return whole[len(whole) - values.numel() :].view(values.shape).copy_(values)
 
 
 def there(coefficients: Coefficients, device: torch.device) -> Coefficients:
@@ -279,6 +267,21 @@ def test_cuts_and_grids() -> None:
     assert launch.blocks_of(65, launch.Shape(64, 4), H200) == 2
     with pytest.raises(RuntimeError, match=r"K = 128 components of D = 128 features need \d+ bytes.*has 1024"):
         launch.shape_of(128, 128, 1024)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fit_is_the_torch_backends(kind, place, monkeypatch):
+    monkeypatch.setattr(backend, "unavailable", lambda device: None)
+    X = blobs(300, 4).astype(np.float32)
+    one, two = (
+        DPGMM(6, covariance_type=kind, backend=name, device=place.type, random_state=0, max_iter=8, tol=0).fit(X)
+        for name in ("cupy", "torch")
+    )
+    assert one.backend_ == "cupy"
+    np.testing.assert_allclose(one.lower_bounds_, two.lower_bounds_, rtol=1e-5)
+    np.testing.assert_allclose(one.means_, two.means_, rtol=1e-4, atol=1e-4)
+    assert (one.predict(X) == two.predict(X)).all()
 
 
 def test_what_has_no_kernel_goes_to_torch_and_is_told(caplog):

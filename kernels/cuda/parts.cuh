@@ -87,7 +87,7 @@ __device__ inline void read_table(
 }
 
 // Write ln rho of the tile of rows that begins with `first_row`, for components `first` to first + COMPONENTS, into
-// s.r, -inf for components that are not there. Where a row has no more than COLUMNS columns, s.y and s.mean are left
+// s.r; of components that are not there, anything. Where a row has no more than COLUMNS columns, s.y and s.mean are left
 // as they were read, and `held` says that the tables are there from the tile before.
 //
 // A warp takes 16 components and a thread 4 of them, for 8 rows: 20 numbers read from shared memory for 96
@@ -126,7 +126,7 @@ __device__ inline void find_log_rho(
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int component = first + k + 4 * j;
-            const float offset = component < c.k ? c.offset[component] : __uint_as_float(0xff800000u);  // -inf
+            const float offset = component < c.k ? c.offset[component] : 0.0f;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 float &log_rho = s.r[k + 4 * j][n + 8 * i];
