@@ -3,9 +3,9 @@
 // Each thread of a block is a fiber; a fiber runs until it waits, for its block (__syncthreads) or its warp
 // (__ballot_sync), and then the next one of its warp runs. A warp runs until all of it waits for the block, so that
 // warps are as far apart as barriers let them be; the first warp goes first, or the last: where a barrier is missing,
-// the two differ. Shared memory holds NaN when a block begins, and what lies behind it is watched. A block whose threads
-// do not all come to a barrier is an error, and so is one that touches memory that is not there. Subnormal numbers are zero, as CuPy has NVRTC make them.
-// Only headers that are compiled in no time are included.
+// the two differ. Shared memory holds NaN when a block begins, and what lies behind it is watched. It is an error
+// where threads of a block do not all come to a barrier, and where one touches memory that is not there. Subnormal
+// numbers are zero, as CuPy has NVRTC make them. Only headers that are compiled in no time are included.
 
 #pragma once
 #include <ucontext.h>

@@ -73,11 +73,11 @@ cuda = SimpleNamespace(Device=nullcontext, Stream=Stream)
 
 
 def before_a_wall(values: torch.Tensor) -> torch.Tensor:
-    """Return the same values with NaN before them, and behind them memory that may not be touched."""
+    """Return the same values, and behind them memory that may not be touched."""
     size, page = values.numel() * values.element_size(), mmap.PAGESIZE
-    room = -(-size // page) * page
+    room = max(-(-size // page), 1) * page
     memory = mmap.mmap(-1, room + page)
     wall = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + room
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(wall), page, 0) == 0
-    whole = torch.frombuffer(memory, dtype=values.dtype, count=room // values.element_size()).fill_(torch.nan)
+    whole = torch.frombuffer(memory, dtype=values.dtype, count=room // values.element_size())
     return whole[len(whole) - values.numel() :].view(values.shape).copy_(values)

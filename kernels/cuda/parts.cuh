@@ -87,7 +87,7 @@ __device__ inline void read_table(
 }
 
 // Write ln rho of the tile of rows that begins with `first_row`, for components `first` to first + COMPONENTS, into
-// s.r; of components that are not there, anything. Where a row has no more than COLUMNS columns, s.y and s.mean are left
+// s.r; of components that are not there, anything. Where a row has no more than COLUMNS columns, s.y and s.mean stay
 // as they were read, and `held` says that the tables are there from the tile before.
 //
 // A warp takes 16 components and a thread 4 of them, for 8 rows: 20 numbers read from shared memory for 96

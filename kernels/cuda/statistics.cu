@@ -34,8 +34,8 @@ __device__ inline void share_out(
     }
 }
 
-// Add what the tile in s.y and s.r has in components `first` to first + count to the block's sums: sx, sxx (k, d), about
-// s.mean, of columns start to start + COLUMNS, and, with the first columns, nk (k,).
+// Add what the tile in s.y and s.r has in components `first` to first + count to the block's sums: sx, sxx (k, d),
+// about s.mean, of columns start to start + COLUMNS, and, with the first columns, nk (k,).
 //
 // A warp takes a component at a time and its threads the columns; rows that have no share in the component are passed
 // over. float32 sums are of ROWS rows at most.
