@@ -88,7 +88,7 @@ def blocks_of(n: int, shape: Shape, limits: Limits) -> int:
 
 
 def sums(rows: torch.Tensor, coefficients: Coefficients, frame: Frame, weights: torch.Tensor | None) -> Statistics:
-    """Return the statistics of rows (N, D), about the origin; the host does not wait for them."""
+    """Return the statistics of rows (N, D), about the means in float32; the host does not wait for them."""
     (n, d), k, device = rows.shape, coefficients.n_components, rows.device
     limits = _limits(device)
     shape = shape_of(k, d, limits.block_bytes)
@@ -103,11 +103,10 @@ def sums(rows: torch.Tensor, coefficients: Coefficients, frame: Frame, weights: 
     table = _table(coefficients)
     given = (w, np.int64(0 if w is None else w.stride(0)), *table, peaks, totals, nk, moments, scalars)
     _launch("statistics", shape, (blocks, rounds), rows, (*_rows(rows, frame), *given, *_sizes(n, d, k)))
-    nk, (sx, sxx), (log_norm, entropy) = nk.sum(0), moments.sum(0), scalars.sum((1, 2, 3))
-    c = table[1].double()  # (K, D), about which the moments are; not `moved`, which asks the device whether any is zero
-    sxx = sxx + 2 * sx * c + nk[:, None] * c**2
+    sx, sxx = moments.sum(0)
+    log_norm, entropy = scalars.sum((1, 2, 3))
     squares = sxx if coefficients.covariance_type == "diag" else sxx.sum(1)
-    return Statistics(nk, sx + nk[:, None] * c, squares, log_norm, entropy, torch.zeros_like(c))
+    return Statistics(nk.sum(0), sx, squares, log_norm, entropy, about=table[1].double())
 
 
 def labels(
