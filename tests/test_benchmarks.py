@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import data, run, table, verify
+from benchmarks import data, pairs, run, table, verify
 from benchmarks.cases import suite
 from fastclust.kernels import Statistics
 from fastclust.kernels import numba as fastest
@@ -73,12 +73,12 @@ def test_a_case_with_a_wrong_kernel_is_not_timed(tmp_path, monkeypatch, capsys):
 def test_every_statistic_is_judged_on_a_scale_of_its_own(kind):
     case = replace(suite("quick")[0], covariance=kind)
     X = data.relu(case.n, case.d)
-    model = run.make_ours(case, max_iter=3)
+    model = pairs.make_ours(case, max_iter=3)
     with pytest.warns(match="did not converge"):
         model.fit(X)
     _, rows = model._rows_of(X)
     posterior = model._posterior(rows)
-    expected = verify.oracle(rows, verify.engine.coefficients(posterior))
+    expected = verify.oracle(rows.blocks, rows.frame, verify.engine.coefficients(posterior))
     assert verify.variances(posterior).shape == posterior.m.shape
     second = (posterior.m - expected.about) ** 2 + verify.variances(posterior)
     assert verify.beyond_tolerance(verify.errors(expected, expected, second)) == []
@@ -99,11 +99,11 @@ def test_every_statistic_is_judged_on_a_scale_of_its_own(kind):
 def test_moving_the_reference_point_of_the_oracle_changes_nothing():
     case = replace(suite("quick")[0], covariance="full")
     X = data.relu(200, case.d)
-    model = run.make_ours(case, max_iter=2)
+    model = pairs.make_ours(case, max_iter=2)
     with pytest.warns(match="did not converge"):
         model.fit(X)
     _, rows = model._rows_of(X)
-    statistics = verify.oracle(rows, verify.engine.coefficients(model._posterior(rows)))
+    statistics = verify.oracle(rows.blocks, rows.frame, verify.engine.coefficients(model._posterior(rows)))
     there = statistics.moved(statistics.about + 0.5)
     back = there.moved(statistics.about)
     assert not torch.allclose(there.sx, statistics.sx)
