@@ -96,7 +96,8 @@ def _measured(case: Case, device: torch.device) -> dict[str, Any]:
     elif case.precision != "high":
         return {"left_out": f"backend {case.backend} has no precision {case.precision!r}"}
     if hasattr(backend, "why_not"):  # what the backend leaves to the plain one is no measurement of it
-        reason = backend.why_not(case.covariance, dtype, getattr(torch, case.dtype))
+        asked = {"covariance_type": case.covariance, "dtype": dtype, "stored": getattr(torch, case.dtype)}
+        reason = backend.why_not(**{name: asked[name] for name in inspect.signature(backend.why_not).parameters})
         if reason is not None:
             return {"left_out": reason}
     rows = relu_on(device, case.n, case.d, case.dtype, case.seed)
