@@ -9,14 +9,13 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import asdict
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.data import relu_on
-from benchmarks.pairs import REST, make_ours
+from benchmarks.pairs import REST, make_ours, own_passes
 from benchmarks.peers import PEERS, time_peer
 from benchmarks.timing import CPU, short, spread
 from benchmarks.verify import TOLERANCE, beyond_tolerance, check
@@ -63,24 +62,13 @@ def run_ours(case: Case, X: np.ndarray) -> tuple[dict[str, Any], DPGMM]:
     if wrong:
         return record | {"refused": f"error against the oracle above {TOLERANCE}: {', '.join(wrong)}"}, ours
     time.sleep(REST)
-    found = spread(time_passes(ours, X, case.repeats))
+    passes = max(case.repeats, min(20, 200_000 // case.n))  # of few rows they are short: more of them
+    found = spread(own_passes(ours.set_params(warm_start=True), X, passes))
     return record | {"pass": {"ours": found}, "ns_per_row": {"ours": _ns(found, case)}}, ours
 
 
 def _ns(seconds: dict[str, float], case: Case) -> dict[str, float]:
     return {key: short(value / case.n * 1e9) for key, value in seconds.items()}
-
-
-def time_passes(ours: DPGMM, X: np.ndarray, passes: int) -> list[float]:
-    """Return the seconds of each of some passes of ours that go on from its fit; one more, the first, is not counted.
-
-    At few rows, passes are so short that there are many more of them.
-    """
-    stamps: list[float] = []
-    passes = max(passes, min(20, 200_000 // len(X)))
-    ours.set_params(warm_start=True, max_iter=passes + 1)
-    ours.fit(X, on_pass=lambda *_: stamps.append(time.perf_counter()))
-    return [end - start for start, end in pairwise(stamps)]
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,6 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from benchmarks.cases import Case
 from benchmarks.data import relu_on
-from benchmarks.pairs import make_ours
+from benchmarks.pairs import make_ours, own_passes
 from benchmarks.timing import seconds_on, short, spread
 from benchmarks.verify import TOLERANCE, beyond_tolerance, judge
 from fastclust import engine, kernels
@@ -128,7 +127,7 @@ def _measured(case: Case, device: torch.device) -> dict[str, Any]:
         "peak_memory_bytes": None if held is None else torch.cuda.max_memory_allocated(device) - held,
     }
     if case.precision == "high" and case.dtype == "float32":
-        record["pass"] = spread(whole_passes(case, rows, device))
+        record["pass"] = spread(own_passes(make_ours(case, 1, str(device)), rows, case.fit_passes))
     return record
 
 
@@ -138,17 +137,6 @@ def reset_peak(device: torch.device) -> int | None:
         return None
     torch.cuda.reset_peak_memory_stats(device)
     return int(torch.cuda.memory_allocated(device))
-
-
-def whole_passes(case: Case, rows: torch.Tensor, device: torch.device) -> list[float]:
-    """Return the seconds of each pass but the first of a short fit of the estimator's to rows on the device."""
-    stamps: list[float] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        make_ours(case, case.fit_passes + 1, str(device)).fit(
-            rows, on_pass=lambda *_: stamps.append(time.perf_counter())
-        )
-    return [end - start for start, end in pairwise(stamps)]
 
 
 def state_of(case: Case, some: torch.Tensor, device: torch.device) -> tuple[Posterior, Frame]:

@@ -1,4 +1,4 @@
-"""Other mixtures on the same rows, each one's own pass, from the middle of a fit of ours; diag covariance only.
+"""Other mixtures, and our own plain backend, on the same rows: a pass of each, going on from a fit of ours, diag alone.
 
 A peer that is not installed is recorded as such, one that fails with its error, and one that would take too long or
 too much memory with how many rows it is given at most. `pip install fastclust[bench]` gets them.
@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.cases import Case
-from benchmarks.pairs import their_passes
+from benchmarks.pairs import own_passes, their_passes
 from benchmarks.timing import seconds, spread
 from fastclust import DPGMM
 
@@ -58,6 +59,11 @@ def time_peer(name: str, case: Case, X: np.ndarray | None, ours: DPGMM) -> dict[
 def _scikit_learn(case: Case, X: np.ndarray, ours: DPGMM, passes: int) -> list[float]:
     one_pass = their_passes(case, X, ours)
     return [seconds(one_pass) for _ in range(passes)]
+
+
+def _torch(case: Case, X: np.ndarray, ours: DPGMM, passes: int) -> list[float]:
+    model = copy(ours).set_params(backend="torch", warm_start=True)
+    return own_passes(model, X, passes)
 
 
 def _pomegranate(case: Case, X: np.ndarray, ours: DPGMM, passes: int) -> list[float]:
@@ -123,6 +129,9 @@ PEERS = {
         _scikit_learn,
         1_000_000,
         "it stores N x K in float64 several times",
+    ),
+    "torch": Peer(
+        "torch", "fastclust's own plain backend", _torch, 1_000_000, "it is the baseline, and 10^7 take long"
     ),
     "pomegranate": Peer(
         "pomegranate", f"GeneralMixtureModel of Normals: {EM}", _pomegranate, 100_000, "a pass takes it very long"

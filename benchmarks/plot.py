@@ -23,12 +23,13 @@ DARK = {"page": "#0d1117", "text": "#f0f6fc", "quiet": "#9198a1", "grid": "#262c
 COLOURS = {  # light, dark
     "fastclust": ("#0969da", "#58a6ff"),
     "scikit-learn": ("#bc4c00", "#f0883e"),
+    "torch": ("#1b7c83", "#39c5cf"),
     "pomegranate": ("#8250df", "#bc8cff"),
     "torchgmm": ("#1a7f37", "#3fb950"),
     "gmmx": ("#bf3989", "#f778ba"),
     "floor": ("#59636e", "#9198a1"),
 }
-FLOOR_LABEL = "floor of this machine"
+LABELS = {"floor": "floor of this machine", "torch": "plain torch"}
 
 Series = dict[str, dict[int, float]]
 
@@ -115,7 +116,7 @@ def draw(lines: Series, of_what: str) -> str:
     for n in sorted(set(map(max, lines.values()))):  # a label stands where its line ends
         ends = {name: y(line[n]) for name, line in lines.items() if max(line) == n}
         for name, at in apart(ends).items():
-            parts.append(_text(x(n) + 11, at + 4.5, f"label {name}", FLOOR_LABEL if name == "floor" else name))
+            parts.append(_text(x(n) + 11, at + 4.5, f"label {name}", LABELS.get(name, name)))
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import data, gpu, growth, passes, peers, plot, run, table, tiles, timing
+from benchmarks import data, gpu, growth, pairs, passes, peers, plot, run, table, tiles, timing
 from benchmarks.cases import GPU_BACKENDS, Case, suite
 from fastclust.kernels import torch as plain
 
@@ -228,7 +228,7 @@ def test_growth_is_a_table_and_a_picture(grown):
     assert "diag, 64 features, 50 components" in of_what
 
 
-@pytest.mark.parametrize("name", ["pomegranate", "torchgmm", "gmmx"])
+@pytest.mark.parametrize("name", ["torch", "pomegranate", "torchgmm", "gmmx"])
 def test_a_peer_makes_the_passes_that_are_timed(name):
     pytest.importorskip(peers.PEERS[name].module)
     case = Case("relu", 500, 8, 4, "diag", burn_in=3)
@@ -238,6 +238,16 @@ def test_a_peer_makes_the_passes_that_are_timed(name):
     found = peers.PEERS[name].seconds(case, X, ours, 3)
     assert len(found) == 3
     assert min(found) > 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_pairs_are_timed_on_rows_of_any_dtype(dtype):
+    case = Case("relu", 400, 8, 4, "diag", dtype, "torch", burn_in=2, repeats=1, fit_passes=2, fit_repeats=1)
+    record = pairs.run_case(case)
+    assert (record["dtype"], record["backend"]) == (dtype, "torch")
+    worst = max(record["errors"].values())
+    assert worst < (1e-4 if dtype == "float16" else 1e-10), "float64 rows are computed in float64"
+    assert record["pass"]["largest_bound_difference_per_row"] < (1e-3 if dtype == "float16" else 1e-8)
 
 
 def test_tiles_compare_converged_fits_and_refuse_a_lower_bound(monkeypatch):
