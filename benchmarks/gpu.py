@@ -42,10 +42,11 @@ def run(cases: list[Case], device: str = "cuda", seconds: float = SECONDS) -> di
     names = list(dict.fromkeys(case.backend for case in cases))
     tests = {name: tests_of(name) for name in names}
     tests["the estimators"] = [[f"tests/test_{name}.py", "-k", "cuda or gpu"] for name in ("arrays", "estimator")]
-    about: dict[str, Any] = {"card": card(), "tests": run_tests(tests, min(TEST_SECONDS, seconds / 2))}
+    about: dict[str, Any] = {"tests": run_tests(tests, min(TEST_SECONDS, seconds / 2))}
     for name, result in about["tests"].items():
         print(f"tests of {name}: {result}", flush=True)
     about |= rates(torch.device(device))
+    about["card"] = card()  # now, so that the clocks are those of a card at work
     print({name: about[name] for name in rates_names(about)}, flush=True)
     records: list[dict[str, Any]] = []
     for index, name in enumerate(names):
@@ -59,7 +60,6 @@ def run(cases: list[Case], device: str = "cuda", seconds: float = SECONDS) -> di
         for record in found:
             print(line(complete(record, about, records)), flush=True)
             records.append(record)
-    about["card_after"] = card()
     return about | {"cases": records}
 
 
@@ -120,10 +120,14 @@ def refusal(tests: dict[str, Any] | None) -> str | None:
 
 def rates(device: torch.device) -> dict[str, Any]:
     """Return what a device copies and multiplies: GB/s, and GFLOP/s by dtype; of float32 also under its usual name."""
-    large = device.type == "cuda"
-    found = {dtype: matrix_product_rate(device, dtype, 8192 if large else 256) for dtype in DTYPES}
+    side, size = 256, 16 << 20
+    if device.type == "cuda":
+        side, size = 8192, min(4 << 30, torch.cuda.get_device_properties(device).total_memory // 8)
+    found = {dtype: matrix_product_rate(device, dtype, side) for dtype in DTYPES}
+    copy = copy_bandwidth(device, size)
+    torch.cuda.empty_cache()  # this process holds the card with others
     return {
-        "copy_gbytes_per_second": copy_bandwidth(device, (4 << 30) if large else (16 << 20)),
+        "copy_gbytes_per_second": copy,
         "matrix_product_gflop_per_second": found["float32"],
         "matrix_products_gflop_per_second": found,
     }
@@ -171,7 +175,7 @@ def complete(record: dict[str, Any], about: dict[str, Any], before: list[dict[st
 
 
 def card() -> dict[str, str] | None:
-    """Return the first card's name, driver, clocks and power limit as nvidia-smi has them; None where it is missing."""
+    """Return the first card's name, driver, clocks and power limit as nvidia-smi says; None where it says nothing."""
     fields = ["name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit"]
     command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:

@@ -129,7 +129,7 @@ def _growth(record: dict[str, Any]) -> str:
     rows = []
     for case in record["cases"]:
         costs = case.get("ns_per_row", {})
-        cells = [f"{costs[name]['median']:.3g}" if name in costs else _why(case, name) for name in ("ours", *timed)]
+        cells = [_cost(costs[name]["median"]) if name in costs else _why(case, name) for name in ("ours", *timed)]
         share = f"{case['pass']['share_of_floor']:.0%}" if "pass" in case else ""
         rows.append([f"{case['n']:,}", *cells, share, _error(case)])
     header = ["rows", "fastclust", *timed, "fastclust's share of the floor", "error"]
@@ -225,6 +225,10 @@ def _versions(record: dict[str, Any]) -> str:
 
 def _error(case: dict[str, Any]) -> str:
     return f"{max(case['errors'].values()):.0e}" if "errors" in case else ""
+
+
+def _cost(ns: float) -> str:
+    return f"{ns:,.0f}" if ns >= 99.5 else f"{ns:.3g}"
 
 
 def _time(seconds: float) -> str:
