@@ -50,15 +50,13 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> Any:
         """Return the responsibilities (n_samples, n_components)."""
         given, rows = self._rows_of(X)
-        coefficients = engine.coefficients(self._posterior(rows))
-        parts = [
-            rows.backend.responsibilities(block, coefficients, rows.frame, rows.dtype, rows.block_rows)
-            for block in rows.blocks
-        ]
-        proba = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if not bool(torch.isfinite(proba).all()):
-            check_finite(torch.cat(list(rows.blocks)), 0)
-        return self._floats(given, proba)
+        parts, seen = [], 0
+        for block, proba in rows.responsibilities(engine.coefficients(self._posterior(rows))):
+            if not bool(torch.isfinite(proba).all()):
+                check_finite(block, seen)
+            parts.append(proba)
+            seen += len(block)
+        return self._floats(given, torch.cat(parts) if len(parts) > 1 else parts[0])
 
     def sample(self, n_samples: int = 1) -> tuple[Any, Any]:
         """Draw rows from the mixture at its posterior means, in unmapped units.
