@@ -57,6 +57,11 @@ class Blocks:
         self.total = float(self.n_rows) if weights is None else float(weights.sum())
 
     @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The dtypes of the blocks."""
+        return {_tensor(part[:0]).dtype for part in self.parts}
+
+    @property
     def present(self) -> np.ndarray | None:
         """The index of the rows that count (n,) where some do not, else None."""
         if self.weights is None or bool((self.weights > 0).all()):

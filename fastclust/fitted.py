@@ -146,7 +146,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _open(
         self, X: Any, *, fitting: bool = False, reset: bool = False, least: int = 1, sample_weight: Any = None
     ) -> tuple[Given, Blocks, kernels.Backend, str]:
-        """Return X as given, its rows as blocks on the device, and the backend with its name.
+        """Return X as given, its rows as blocks on the device, the backend, and the name of what passes over the rows.
 
         fitting: whether to make numbers of strings and other objects, as scikit-learn's fit does and its predict does
         not. reset: whether X says how many features there are, and their names. least: rows that there must be.
@@ -180,6 +180,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 "features as input."
             )
         name, backend, passed_over = kernels.select(self.backend, device)
+        reason = kernels.left(backend, self.covariance_type, self._arithmetic(blocks.parts), blocks.dtypes)
+        if reason is not None:
+            name, passed_over = "torch", passed_over | {name: reason}
         reasons = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())
         log.info("backend %s on %s%s", name, device, reasons)
         return given, blocks, backend, name

@@ -15,7 +15,7 @@ if __name__ != "fastclust.kernels":
     raise ImportError(f"these kernels are fastclust.kernels and cannot be imported as {__name__!r}")
 
 from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
-from fastclust.kernels.table import AUTOMATIC, BACKENDS, Backend, available, select
+from fastclust.kernels.table import AUTOMATIC, BACKENDS, Backend, available, left, select
 
 __all__ = [
     "AUTOMATIC",
@@ -26,5 +26,6 @@ __all__ = [
     "Frame",
     "Statistics",
     "available",
+    "left",
     "select",
 ]

@@ -10,15 +10,22 @@ import torch
 
 from fastclust.kernels import numba_full, numba_linear
 from fastclust.kernels import torch as plain
-from fastclust.kernels.contract import Coefficients, Frame, Statistics
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
 from fastclust.kernels.torch import moments, responsibilities
 
-__all__ = ["assign", "moments", "responsibilities", "statistics", "unavailable"]
+__all__ = ["assign", "moments", "responsibilities", "statistics", "unavailable", "why_not"]
 
 
 def unavailable(device: torch.device) -> str | None:
     """Say why this backend cannot run on a device: it is for the CPU."""
     return None if device.type == "cpu" else "it runs on the CPU"
+
+
+def why_not(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.dtype) -> str | None:
+    """Say why the torch backend passes over the rows of a covariance type, in dtype; None where this one does."""
+    if covariance_type == "tied" or (covariance_type == "full" and dtype != torch.float32):
+        return f"{covariance_type} covariance in {dtype} has no numba kernel"
+    return None
 
 
 def statistics(
@@ -32,9 +39,9 @@ def statistics(
     """Return the statistics of rows (N, D) under the coefficients; see the backend protocol."""
     if coefficients.covariance_type in ("spherical", "diag"):
         return numba_linear.statistics(rows, coefficients, frame, dtype, weights, block_rows)
-    if coefficients.covariance_type == "full" and dtype == torch.float32:
-        return plain.statistics_of(numba_full.Pruned(coefficients, rows, frame), rows, frame, weights, block_rows)
-    return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
+    if why_not(coefficients.covariance_type, dtype, rows.dtype) is not None:
+        return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
+    return plain.statistics_of(numba_full.Pruned(coefficients, rows, frame), rows, frame, weights, block_rows)
 
 
 def assign(

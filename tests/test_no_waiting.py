@@ -5,6 +5,11 @@ although a GPU would be waited for, the mode `NoWaiting` finds: copies from and 
 an index. The last test asks a real GPU, where there is one.
 """
 
+import importlib.util
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from fastclust import DPGMM, engine
 from fastclust.blocks import Blocks
-from fastclust.kernels import Frame
+from fastclust.kernels import Coefficients, Frame
 from fastclust.kernels import torch as plain
 from fastclust.rows import Rows
-from fastclust.variational import Posterior, Prior
+from fastclust.variational import IllDefinedCovarianceError, Posterior, Prior
 
 KINDS = ("full", "tied", "diag", "spherical")
 CUDA = torch.device("cuda:0")
@@ -47,6 +52,16 @@ class NoWaiting(TorchDispatchMode):
         if name.startswith(("index", "_index")) and any(getattr(part, "dtype", None) in masks for part in given[1:]):
             raise Waited(f"{func} has a mask for an index")
         return func(*args, **kwargs)
+
+
+class Kernel:
+    """What stands for a compiled kernel: started over a grid, it says its name."""
+
+    def __init__(self, name: str, started: list[str]) -> None:
+        self.name, self.started = name, started
+
+    def __getitem__(self, grid):
+        return lambda *given, **options: self.started.append(self.name)
 
 
 WAITS = (Waited, DataDependentOutputException, DynamicOutputShapeException)
@@ -144,6 +159,55 @@ def test_tiles_and_labels_and_the_first_sums_wait_for_nothing(kind, monkeypatch)
 def test_what_waits_is_found(wait):
     with FakeTensorMode(), NoWaiting(), pytest.raises(WAITS):
         wait(fake(3, 2))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("k", [K, 200], ids=["fused", "tiled"])
+@pytest.mark.parametrize("kind", ["diag", "spherical"])
+def test_starting_the_triton_kernels_waits_for_nothing(kind, k, monkeypatch):
+    import triton
+
+    from fastclust.kernels import triton as backend
+    from fastclust.kernels import triton_launch as launch
+
+    started = []
+    for name, value in vars(launch).items():
+        if isinstance(value, triton.JITFunction):
+            monkeypatch.setattr(launch, name, Kernel(name, started))
+    h200 = {"shared_memory_per_block_optin": 232448, "shared_memory_per_multiprocessor": 233472}
+    h200 |= {"regs_per_multiprocessor": 65536, "multi_processor_count": 132}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**h200))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    with FakeTensorMode(), NoWaiting():
+        coefficients = Coefficients(kind, fake(k), fake(k, D), fake(k, D) if kind == "diag" else fake(k))
+        given = (fake(N, D, dtype=torch.float32), coefficients, Frame(fake(D), fake(D)), torch.float32)
+        assert backend.statistics(*given, fake(N)).sx.shape == (k, D)
+        assert backend.assign(*given)[0].shape == (N,)
+    assert {"fused_statistics", "fused_assign"} <= set(started) if k == K else "tiled_moments" in started
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_covariance_that_is_not_positive_definite_is_found_with_the_bound(kind, monkeypatch):
+    """In the second pass the statistics of a component are such as no rows have; the bound is then not a number."""
+    X = blobs(200, 3, 4)
+    passes = []
+
+    def statistics(*given):
+        found = plain.statistics(*given)
+        passes.append(found)
+        if len(passes) < 2:
+            return found
+        if kind == "tied":  # the means lie outside of the rows
+            return replace(found, sx=found.sx * 10)
+        sxx = found.sxx.clone()
+        sxx[1] *= -1
+        return replace(found, sxx=sxx)
+
+    backend = SimpleNamespace(**vars(plain) | {"statistics": statistics})
+    monkeypatch.setattr("fastclust.fitted.kernels.select", lambda name, device: ("broken", backend, {}))
+    with pytest.raises(IllDefinedCovarianceError, match="ill-defined empirical covariance"):
+        DPGMM(4, covariance_type=kind, device="cpu", random_state=0, tol=0, dtype="float64").fit(X)
+    assert len(passes) == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -27,7 +27,7 @@ class Small:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
             return getattr(plain, name)(rows, *rest, **options)
 
-        return getattr(plain, name) if name in ("moments", "unavailable") else limited
+        return limited if name in ("statistics", "assign", "responsibilities") else getattr(plain, name)
 
     def taken(self) -> list[int]:
         return [n for n in self.seen if n <= self.room]

@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import relu_features
 
-from fastclust import blocks, staging
+from fastclust import DPGMM, blocks, staging
 from fastclust.blocks import Blocks
 
 CPU = torch.device("cpu")
@@ -215,3 +216,54 @@ def test_a_gpu_gets_every_row(source, monkeypatch):
     for _ in range(20):
         seen = torch.cat([block.clone() for block in rows])
         np.testing.assert_array_equal(seen.cpu().numpy(), X)
+
+
+class PoisonedLane(SimulatedLane):
+    """A device that is never late, and that puts NaN where rows were once they have been taken back."""
+
+    lent: torch.Tensor | None = None
+
+    def send(self, source: torch.Tensor, target: torch.Tensor, after: Any) -> torch.Tensor:
+        return target.copy_(source)
+
+    def hold(self, event: torch.Tensor) -> None:
+        self.lent = event
+
+    def queued(self) -> None:
+        if self.lent is not None:
+            self.lent.fill_(torch.nan)
+        self.lent = None
+
+    def keep(self, rows: torch.Tensor, room: torch.Tensor) -> None:
+        room.copy_(rows)
+
+    def wait(self, event: Any) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:Best performing")
+@pytest.mark.parametrize("free", [0, 1 << 30], ids=["streamed", "kept"])
+@pytest.mark.parametrize("start", ["kmeans", "k-means++", "random", "random_from_data"])
+def test_nothing_reads_rows_that_were_taken_back(start, free, monkeypatch, tmp_path):
+    """The fits of rows in a file, and of an array with weights, are those of the same rows seen whole."""
+    X = relu_features(700, 4).astype(np.float32)
+    weights = np.random.default_rng(0).integers(0, 3, size=len(X))
+    parameters = {"init_params": start, "random_state": 0, "max_iter": 4, "dtype": "float64", "covariance_type": "full"}
+
+    def results(rows: Any) -> list[np.ndarray]:
+        model = DPGMM(4, **parameters).fit(rows)
+        found = [np.array(model.lower_bounds_), model.means_, model.predict(rows), model.predict_proba(rows)]
+        found += [model.score_samples(rows), model.partial_fit(rows).means_]
+        return [*found, DPGMM(4, **parameters).fit(X, sample_weight=weights).means_]
+
+    expected = results(X)
+    monkeypatch.setattr(blocks, "lane_of", lambda device: PoisonedLane(0, free))
+    monkeypatch.setattr(blocks, "COPY_BYTES", 200 * 4 * 4)
+    monkeypatch.setattr(blocks.Blocks, "_is_away", lambda self, index: self._sources[index] is self.parts[index])
+    if not free:
+        first, second, *_ = Blocks(X, CPU)
+        assert bool(first.isnan().all() & second.isnan().all()), "what is held on to is not poisoned"
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        found = results(file.create_dataset("rows", data=X))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-8)
