@@ -9,6 +9,7 @@ from test_kernels import KINDS, SHAPES, TOLERANCE, _on_origin, _variance, errors
 
 from fastclust.kernels import Coefficients, Frame, reference, torch_device
 from fastclust.kernels import torch as plain
+from fastclust.kernels.threads import over_parts
 from fastclust.kernels.torch_forms import Linear
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -69,3 +70,21 @@ def test_the_device_says_which_form():
     assert isinstance(form, Linear)
     assert form.dtype == torch.float64
     assert form.tight is None
+
+
+@pytest.fixture(params=["none", "ieee", "tf32"])
+def asked(request):
+    """What a process asked of CUDA's float32 products."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = request.param
+    yield request.param
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_products_on_cuda_are_float32_whatever_the_process_asked_for(asked):
+    seen = over_parts(5, CUDA, lambda start, stop: (start, stop, torch.backends.cuda.matmul.fp32_precision))
+    assert seen == [(0, 5, "ieee")]
+    assert torch.backends.cuda.matmul.fp32_precision == asked
+    with pytest.raises(ZeroDivisionError):
+        over_parts(5, CUDA, lambda start, stop: 1 // 0)
+    assert torch.backends.cuda.matmul.fp32_precision == asked
