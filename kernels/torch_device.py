@@ -1,9 +1,10 @@
 """The forms of `torch_forms` where rows are on an accelerator: none looks at a value, for then the host would wait.
 
-spherical, diag    Linear in float64: in float32, tight components would have to be found and taken again
-tied               as on the CPU, where it is float64 and chooses nothing
-full               every row for every component, several components in one batched product; ln rho in the dtype of
-                   the arithmetic, the scatter in float64, as on the CPU
+    spherical, diag    Linear in float64: in float32, tight components would have to be found and taken again
+    tied               as on the CPU, where it is float64 and chooses nothing
+    full               every row for every component, several components in one batched product
+
+The scatter of full covariance is summed in float64, as on the CPU, and its ln rho is in the dtype of the arithmetic.
 """
 
 from __future__ import annotations
