@@ -39,9 +39,9 @@ def statistics(
     """Return the statistics of rows (N, D) under the coefficients; see the backend protocol."""
     if coefficients.covariance_type in ("spherical", "diag"):
         return numba_linear.statistics(rows, coefficients, frame, dtype, weights, block_rows)
-    if why_not(coefficients.covariance_type, dtype, rows.dtype) is not None:
-        return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
-    return plain.statistics_of(numba_full.Pruned(coefficients, rows, frame), rows, frame, weights, block_rows)
+    if coefficients.covariance_type == "full" and dtype == torch.float32:
+        return plain.statistics_of(numba_full.Pruned(coefficients, rows, frame), rows, frame, weights, block_rows)
+    return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
 
 
 def assign(
