@@ -8,7 +8,7 @@ why it cannot run on a device, or None where it can:
     assign(rows, coefficients, frame, dtype)                the most probable component and the log-density of a row
     responsibilities(rows, coefficients, frame, dtype)      (N, K)
 
-One that leaves some passes over rows to the torch backend has `why_not(covariance_type, dtype, stored)`, which says why.
+One that leaves passes over some rows to the torch backend has `why_not(covariance_type, dtype, stored)` too.
 
 Backends know no priors: `fastclust.kernels.contract` says what they get and what they give back.
 """

@@ -45,8 +45,8 @@ class Full(torch_forms.Full):
         self.room = share_of_free(coefficients.means.device, TILE_BYTES_DEVICE)
 
     def row_bytes(self) -> int:
-        """Return what a row of a tile takes, with one component's differences."""
-        return super().row_bytes() + WIDE * self.n_features
+        """Return what a row of a tile takes, with one component's differences, and row and shares in float64."""
+        return super().row_bytes() + WIDE * self.n_features + 8 * (self.n_features + self.n_components)
 
     def log_rho(self, y: torch.Tensor, space: Space) -> torch.Tensor:
         """Return ln rho (K, n) of rows (n, D)."""
