@@ -7,32 +7,16 @@ needs it, and it is not a number where a covariance was not positive definite.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from fastclust import variational
 from fastclust.kernels import Coefficients, Statistics
+from fastclust.kernels.threads import one_thread_where_small
 from fastclust.rows import Rows
 from fastclust.variational import Posterior, Prior
-
-SMALL = 1 << 20  # numbers in the covariances
-
-
-@contextmanager
-def _one_thread_where_small(like: torch.Tensor) -> Iterator[None]:
-    """Run K-sized operations on one thread: a second goes on spinning into the pass, and costs it a third."""
-    threads = torch.get_num_threads()
-    if like.numel() >= SMALL:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -52,7 +36,7 @@ class Ascent:
 
 def coefficients(posterior: Posterior) -> Coefficients:
     """Return the E-step of a posterior, for the kernels."""
-    with _one_thread_where_small(posterior.covariances):
+    with one_thread_where_small(posterior.covariances):
         return Coefficients(posterior.covariance_type, *variational.log_rho_terms(posterior))
 
 
@@ -73,7 +57,7 @@ def _update(prior: Prior, statistics: Statistics, scatter: torch.Tensor | None) 
     sxx = statistics.sxx if statistics.sxx is not None else scatter
     if sxx is None:
         raise ValueError("tied covariance needs the scatter of all rows")
-    with _one_thread_where_small(sxx):
+    with one_thread_where_small(sxx):
         return variational.update(prior, statistics.nk, statistics.sx, sxx, statistics.about)
 
 
@@ -83,7 +67,7 @@ def bound_of(posterior: Posterior, statistics: Statistics) -> float:
 
 
 def _bound(posterior: Posterior, statistics: Statistics) -> torch.Tensor:
-    with _one_thread_where_small(posterior.covariances):
+    with one_thread_where_small(posterior.covariances):
         return variational.lower_bound(posterior, statistics.entropy)
 
 

@@ -19,6 +19,7 @@ import torch
 from fastclust.blocks import Blocks
 from fastclust.kernels import Backend, Coefficients, Frame, Statistics
 from fastclust.kernels.duplicates import merge
+from fastclust.kernels.threads import one_thread_where_small
 from fastclust.pieces import Pieces
 from fastclust.summary import Summary
 
@@ -55,7 +56,8 @@ class Rows:
     def statistics(self, coefficients: Coefficients) -> Statistics:
         """Return the statistics of all rows: one E-step."""
         # On an accelerator, looking for equal components would stop the queue.
-        merged = merge(coefficients) if self.blocks.device.type == "cpu" else None
+        with one_thread_where_small(coefficients.precision):
+            merged = merge(coefficients) if self.blocks.device.type == "cpu" else None
         here = coefficients if merged is None else merged.coefficients
         found = reduce(
             add,
@@ -65,7 +67,10 @@ class Rows:
                 for _, part in self.pieces.over(block, self.block_rows, partial(self._statistics, block, weights, here))
             ),
         )
-        return found if merged is None else merged.apart(found)
+        if merged is None:
+            return found
+        with one_thread_where_small(coefficients.precision):
+            return merged.apart(found)
 
     def assigned(self, coefficients: Coefficients) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Iterate over blocks (n, D) with their rows' most probable components (n,) int32 and log-densities (n,)."""

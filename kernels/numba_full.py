@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from fastclust.kernels.contract import Coefficients, Frame
-from fastclust.kernels.numba_linear import compiled
+from fastclust.kernels.numba_vectors import compiled
 from fastclust.kernels.torch import FLOOR
 from fastclust.kernels.torch_forms import Full, Space, Sums
 

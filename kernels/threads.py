@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 
 LEAST_ROWS = 64  # of a thread
+SMALL = 1 << 20  # numbers
 
 T = TypeVar("T")
 
@@ -47,6 +48,20 @@ def _no_tf32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.fp32_precision = asked
+
+
+@contextmanager
+def one_thread_where_small(like: torch.Tensor) -> Iterator[None]:
+    """Run operations on tensors of this size on one thread: a second goes on spinning into the pass."""
+    threads = torch.get_num_threads()
+    if like.numel() >= SMALL:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _one_threaded(work: Callable[[int, int], T], part: tuple[int, int]) -> T:
