@@ -32,13 +32,16 @@ class BayesianGaussianMixture(Mixture):
     ------------------------------------------------------------------
     device : str or torch.device, default="auto"
         Where to compute; "auto" for the rows' own device if they are on an accelerator, else CUDA if there is one.
+        Rows from the host or a file are copied there while it computes, and stay for the length of a fit where they
+        take no more than half of its free memory.
     backend : str, default="auto"
         The kernels; "auto" for the fastest that can run. `fastclust doctor` lists them.
     dtype : {"float32", "float64"} or None, default=None
         Arithmetic over rows. None for the rows' own: float64 for float64 and for integers, float32 for float32 and
         below. Sums, priors and posteriors are float64 always.
     block_rows : int or None, default=None
-        Rows that a kernel treats at once; None for its own choice.
+        Rows that a kernel treats at once; None for its own choice, on a GPU by its free memory. Where a GPU runs out
+        of memory they are halved, with a warning in the log.
 
     What differs
     ------------
