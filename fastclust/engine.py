@@ -58,7 +58,12 @@ def _update(prior: Prior, statistics: Statistics, scatter: torch.Tensor | None) 
     if sxx is None:
         raise ValueError("tied covariance needs the scatter of all rows")
     with one_thread_where_small(sxx):
-        return variational.update(prior, statistics.nk, statistics.sx, sxx, statistics.about)
+        given = prior, statistics.nk, statistics.sx, sxx, statistics.about
+        if sxx.device.type == "cpu" and prior.covariance_type == "full":
+            from fastclust.kernels import numba_cholesky  # which loads numba
+
+            return variational.update(*given, numba_cholesky.inverse_roots)
+        return variational.update(*given)
 
 
 def bound_of(posterior: Posterior, statistics: Statistics) -> float:

@@ -20,6 +20,7 @@ Coordinates are relative to any fixed point; `Prior.origin` says where the user'
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,12 +88,14 @@ def update(
     sx: torch.Tensor,
     sxx: torch.Tensor,
     about: torch.Tensor,
+    inverse_roots: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Posterior:
     """Return the posterior given the rows' statistics (the M-step).
 
     nk: (K,) responsibilities summed over rows. sx: (K, D) and sxx: first and second moments about the points `about`
     (K, D). sxx is (K, D, D) for full, (K, D) for diag, (K,) (summed over D) for spherical, and for tied (D, D), the
     scatter of all rows about the coordinates' zero.
+    inverse_roots: what finds U^T (K, D, D) of full covariances faster than torch does, where there is such.
     Where a covariance is not positive definite, precisions_cholesky is NaN, and so is the lower bound; `check` raises
     then. Nothing here looks at a value: for that, the host would wait for a GPU.
     Source: Bishop 2006, eq. 10.51-10.53 and 10.58-10.63; Blei & Jordan 2006, eq. 18-19.
@@ -110,14 +113,16 @@ def update(
     shrink = prior.beta / beta  # (K,)
 
     if kind == "full":
-        cross = sx[:, :, None] * offset[:, None, :]  # (K, D, D)
-        scatter = sxx - cross - cross.mT + rows[:, None, None] * offset[:, :, None] * offset[:, None, :]
-        outer = away[:, :, None] * away[:, None, :]
-        W_inv = prior.W_inv + scatter + (shrink * nk)[:, None, None] * outer
+        # sxx - sx offset^T - offset sx^T + rows offset offset^T + shrink nk away away^T, written as three products of a
+        # vector with itself, so that the sum is symmetric to the last bit.
+        some = rows > 0
+        mean = torch.where(some[:, None], sx / torch.where(some, rows, 1.0)[:, None], 0.0)
+        vectors = torch.stack([rows.sqrt()[:, None] * (offset - mean), (shrink * nk).sqrt()[:, None] * away], 2)
+        minus = (rows.sqrt()[:, None] * mean)[:, :, None]  # (K, D, 1)
         nu = prior.nu + nk
-        covariances = W_inv / nu[:, None, None]
-        regularised = prior.reg_covar * nk / nu
-        covariances = covariances + regularised[:, None, None] * torch.eye(n_features, dtype=nk.dtype, device=nk.device)
+        covariances = torch.baddbmm(sxx, torch.cat([vectors, -minus], 2), torch.cat([vectors, minus], 2).mT)
+        covariances.add_(prior.W_inv).div_(nu[:, None, None])
+        covariances.diagonal(dim1=1, dim2=2).add_((prior.reg_covar * nk / nu)[:, None])
     elif kind == "tied":
         n_components = len(nk)
         total = sxx + PSEUDO_ROWS * origin.T @ origin
@@ -147,7 +152,11 @@ def update(
         gamma1, gamma2 = 1.0 + nk, prior.alpha + after
     else:
         gamma1, gamma2 = prior.alpha + nk, None
-    return Posterior(kind, gamma1, gamma2, beta, m, nu, covariances, precisions_cholesky(covariances, kind))
+    if kind == "full" and inverse_roots is not None:
+        upper = inverse_roots(covariances).mT
+    else:
+        upper = precisions_cholesky(covariances, kind)
+    return Posterior(kind, gamma1, gamma2, beta, m, nu, covariances, upper)
 
 
 def precisions_cholesky(covariances: torch.Tensor, kind: CovarianceType) -> torch.Tensor:
@@ -158,8 +167,8 @@ def precisions_cholesky(covariances: torch.Tensor, kind: CovarianceType) -> torc
     if kind in ("diag", "spherical"):
         return covariances.rsqrt().masked_fill(~(covariances > 0), torch.nan)
     lower, failed = torch.linalg.cholesky_ex(covariances)
-    positive = (failed == 0) & torch.isfinite(lower).all(-1).all(-1)
-    lower = lower.masked_fill(~positive[..., None, None], torch.nan)
+    positive = (failed == 0) & torch.isfinite(lower.diagonal(dim1=-2, dim2=-1)).all(-1)
+    lower.diagonal(dim1=-2, dim2=-1).masked_fill_(~positive[..., None], torch.nan)
     identity = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
     inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
     return inverse.mT

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 
 from fastclust.kernels.contract import Coefficients, Frame, Statistics
+from fastclust.kernels.numba_cholesky import padded
 from fastclust.kernels.numba_diag import NUMPY, reach_of
 from fastclust.kernels.numba_vectors import (
     NARROW,
     ROTATED,
     ROWS,
     WIDE,
-    add_outer,
+    add_products,
     compiled,
     exp,
     inlined,
@@ -197,9 +198,8 @@ def _moments(
     mine = slice(ends[k - 1] if k else 0, ends[k])
     if mine.start == mine.stop:
         return
-    width = -(-means.shape[1] // WIDE) * WIDE
-    z = np.zeros((GATHERED, width + WIDE // 2))  # a stride of 4 KiB would put all rows in one set of the cache
-    scatter = np.zeros((width, width))
+    width = padded(means.shape[1])
+    z, scatter = np.zeros((GATHERED, width)), np.zeros((width, width))
     nk[k] += r[mine].sum()
     _add_moments(y, means[k], row[mine], r[mine], z, scatter, sx[k], sxx[k])
 
@@ -459,7 +459,7 @@ def _add_moments(
                 sx[d] += root * away
         for i in range(0, padded, ROWS):
             for j in range(0, i + 1, WIDE):
-                add_outer(z, z.shape[1], count, i, j, scatter, padded)
+                add_products(z, z, scatter, padded, 0, count, i, j)
     for i in range(n_features):
         for j in range(i + 1):
             sxx[i, j] += scatter[i, j]

@@ -211,33 +211,42 @@ def subtract(_: Any, y: Any, at: Any, high: Any, low: Any, k_at: Any, z: Any, to
     return signature, generate
 
 
-@intrinsic
-def add_outer(_: Any, z: Any, width: Any, count: Any, i: Any, j: Any, out: Any, step: Any) -> Any:
-    """Add sum_n z[n, i + r] z[n, j + v] to out[i + r, j + v], for ROWS places r and WIDE places v; n up to count.
+def _products(negative: bool) -> Any:
+    """Make out[i + r, j + v] += or -= sum_n a[n, i + r] b[n, j + v], r of ROWS and v of WIDE; n from first to last.
 
-    z: rows of `width` numbers. out: rows of `step` numbers.
+    a, b, out: rows of `width` numbers.
     """
-    n = types.int64
-    signature = types.void(z, n, n, n, n, out, n)
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        numbers = Numbers(context, builder, sig.args[0].dtype, WIDE)
-        z, out = (numbers.array(sig.args[a], args[a]) for a in (0, 5))
-        width, count, i, j, step = (args[a] for a in (1, 2, 3, 4, 6))
-        totals = numbers.sums(ROWS)
-        places = [_plus(builder, builder.mul(builder.add(i, _INDEX(r)), step), j) for r in range(ROWS)]
-        for place, total in zip(places, totals, strict=True):
-            builder.store(numbers.load(out, place), total)
-        with cgutils.for_range_slice(builder, _INDEX(0), count, _INDEX(1), _INDEX) as (row, _count):
-            line = builder.mul(row, width)
-            others = numbers.load(z, builder.add(line, j))
+    @intrinsic
+    def tile(_: Any, a: Any, b: Any, out: Any, width: Any, first: Any, last: Any, i: Any, j: Any) -> Any:
+        n = types.int64
+        signature = types.void(a, b, out, n, n, n, n, n)
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            numbers = Numbers(context, builder, sig.args[0].dtype, WIDE)
+            a, b, out = (numbers.array(sig.args[k], args[k]) for k in (0, 1, 2))
+            width, first, last, i, j = args[3:]
+            totals = numbers.sums(ROWS)
+            for total in totals:
+                builder.store(ir.Constant(numbers.many, None), total)
+            with cgutils.for_range_slice(builder, first, last, _INDEX(1), _INDEX) as (row, _count):
+                line = builder.mul(row, width)
+                others = numbers.load(b, builder.add(line, j))
+                for r, total in enumerate(totals):
+                    numbers.add_product(numbers.spread(a, _plus(builder, line, i, _INDEX(r))), others, total)
             for r, total in enumerate(totals):
-                numbers.add_product(numbers.spread(z, _plus(builder, line, i, _INDEX(r))), others, total)
-        for place, total in zip(places, totals, strict=True):
-            numbers.store(builder.load(total, typ=numbers.many), out, place)
-        return context.get_dummy_value()
+                place = builder.add(builder.mul(builder.add(i, _INDEX(r)), width), j)
+                change = builder.fsub if negative else builder.fadd
+                found = builder.load(total, typ=numbers.many)
+                numbers.store(change(numbers.load(out, place), found, flags=FASTMATH), out, place)
+            return context.get_dummy_value()
 
-    return signature, generate
+        return signature, generate
+
+    return tile
+
+
+add_products, subtract_products = _products(False), _products(True)
 
 
 @intrinsic
