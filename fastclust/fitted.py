@@ -52,7 +52,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         given, rows = self._rows_of(X)
         coefficients = engine.coefficients(self._posterior(rows))
         parts = [
-            rows.backend.responsibilities(block, coefficients, rows.frame, rows.dtype, rows.block_rows)
+            rows.backend.responsibilities(block, coefficients, rows.frame, rows.dtype, rows.block_rows, rows.precision)
             for block in rows.blocks
         ]
         proba = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -184,6 +184,8 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         name, backend, passed_over = kernels.select(self.backend, device)
         reasons = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())
         log.info("backend %s on %s%s", name, device, reasons)
+        if self.precision != "high" and "fast" not in backend.PRECISIONS:
+            log.info("backend %s has one arithmetic: precision %r changes nothing", name, self.precision)
         return given, blocks, backend, name
 
     def _device(self, part: Any) -> torch.device:
@@ -209,7 +211,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         offset = torch.full((blocks.n_features,), self.feature_offset_, dtype=torch.float64, device=device)
         scale = torch.full((blocks.n_features,), self.feature_scale_, dtype=torch.float64, device=device)
         centre = torch.from_numpy(self.centre_).to(device)
-        return Rows(blocks, backend, self._arithmetic(blocks.parts), offset, scale, centre, self.block_rows)
+        dtype = self._arithmetic(blocks.parts)
+        precision: kernels.Precision = "fast" if self.precision == "fast" else "high"  # "mixed" is the engine's
+        return Rows(blocks, backend, dtype, offset, scale, centre, self.block_rows, precision)
 
     def _rows_of(self, X: Any) -> tuple[Given, Rows]:
         check_is_fitted(self)

@@ -16,7 +16,7 @@ from operator import add
 import torch
 
 from fastclust.blocks import Blocks
-from fastclust.kernels import Backend, Coefficients, Frame, Statistics
+from fastclust.kernels import Backend, Coefficients, Frame, Precision, Statistics
 from fastclust.kernels.duplicates import merge
 from fastclust.summary import Summary
 
@@ -30,6 +30,7 @@ class Rows:
     offset, scale: (D,) float64, the affine map from stored to mixture values, z = (x - offset) * scale.
     centre: (D,) float64, where the coordinates y = z - centre of every pass, prior and posterior have their zero.
     dtype: of the arithmetic over rows. block_rows: rows that the backend treats at once; None for its own choice.
+    precision: of products over rows, where the backend has more than one.
     """
 
     blocks: Blocks
@@ -39,6 +40,7 @@ class Rows:
     scale: torch.Tensor
     centre: torch.Tensor
     block_rows: int | None = None
+    precision: Precision = "high"
     frame: Frame = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class Rows:
         found = reduce(
             add,
             (
-                self.backend.statistics(block, here, self.frame, self.dtype, weights, self.block_rows)
+                self.backend.statistics(block, here, self.frame, self.dtype, weights, self.block_rows, self.precision)
                 for block, weights in self.blocks.weighted()
             ),
         )
@@ -63,7 +65,10 @@ class Rows:
     def assigned(self, coefficients: Coefficients) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Iterate over blocks (n, D) with their rows' most probable components (n,) int32 and log-densities (n,)."""
         for block in self.blocks:
-            yield block, *self.backend.assign(block, coefficients, self.frame, self.dtype, self.block_rows)
+            yield (
+                block,
+                *self.backend.assign(block, coefficients, self.frame, self.dtype, self.block_rows, self.precision),
+            )
 
     def in_own_frame(self) -> Rows:
         """Return these rows for tensors that are in the passes' coordinates already."""

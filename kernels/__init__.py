@@ -8,13 +8,15 @@ why it cannot run on a device, or None where it can:
     assign(rows, coefficients, frame, dtype)                the most probable component and the log-density of a row
     responsibilities(rows, coefficients, frame, dtype)      (N, K)
 
+and PRECISIONS, the arithmetics that it has for products over rows.
+
 Backends know no priors: `fastclust.kernels.contract` says what they get and what they give back.
 """
 
 if __name__ != "fastclust.kernels":
     raise ImportError(f"these kernels are fastclust.kernels and cannot be imported as {__name__!r}")
 
-from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
 from fastclust.kernels.table import AUTOMATIC, BACKENDS, Backend, available, select
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Coefficients",
     "CovarianceType",
     "Frame",
+    "Precision",
     "Statistics",
     "available",
     "select",

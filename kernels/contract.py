@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 CovarianceType = Literal["full", "tied", "diag", "spherical"]
-Precision = Literal["high", "fast"]  # of products over rows: as good as float32, or to 1e-3 where that is faster
+Precision = Literal["high", "fast"]  # of float32 products over rows: as good as float32, or to 1e-3 and faster
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Responsibilities below e^FLOOR of the row's largest are zero: denormal numbers would cost more than half of a pass, in
 exp() and again in the products, and e^-40 weighs less than 1e-8 of a row, summed over a billion rows.
 
-On the CPU each thread works through tiles of its own: see `fastclust.kernels.threads`.
+On the CPU each thread works through tiles of its own: see `fastclust.kernels.threads`. There is one arithmetic:
+`precision` changes nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import TypeVar
 
 import torch
 
-from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
 from fastclust.kernels.threads import over_parts
 from fastclust.kernels.torch_forms import Form, Space, Sums, form_of, tile_rows
 
 FLOOR = {torch.float32: -40.0, torch.float64: -600.0}  # nats; products with small features stay normal numbers
 
+PRECISIONS: tuple[Precision, ...] = ("high",)
 T = TypeVar("T")
 
 
@@ -37,6 +39,7 @@ def statistics(
     dtype: torch.dtype,
     weights: torch.Tensor | None = None,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> Statistics:
     """Return the statistics of rows (N, D) under the coefficients; see the backend protocol."""
     return statistics_of(form_of(coefficients, dtype), rows, frame, weights, block_rows)
@@ -121,6 +124,7 @@ def assign(
     frame: Frame,
     dtype: torch.dtype,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
     form = form_of(coefficients, dtype)
@@ -149,6 +153,7 @@ def responsibilities(
     frame: Frame,
     dtype: torch.dtype,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> torch.Tensor:
     """Return the responsibilities (N, K)."""
     form = form_of(coefficients, dtype)

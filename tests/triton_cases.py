@@ -9,7 +9,7 @@ import torch
 from conftest import relu_features
 from test_kernels import SHAPES, TOLERANCE, _variance, error, errors, problem
 
-from fastclust import kernels
+from fastclust import DPGMM, kernels
 from fastclust.kernels import Coefficients, Frame, Statistics, reference
 from fastclust.kernels import triton as backend
 from fastclust.kernels import triton_launch as launch
@@ -217,6 +217,22 @@ def test_features_after_a_relu(kind):
     assert max(errors(coarse, expected).values()) < 1e-3
     with pytest.raises(ValueError, match="'high' or 'fast'"):
         passed(rows, coefficients, precision="low")
+
+
+def test_a_fit_that_is_fast_first_ends_where_a_high_one_does():
+    rows = torch.from_numpy(relu_features(150, 8)).float().to(DEVICE)
+    tol = 1e-4
+    high, mixed = (
+        DPGMM(4, backend="triton", precision=precision, init_params="random_from_data", random_state=0, tol=tol)
+        for precision in ("high", "mixed")
+    )
+    high.fit(rows)
+    mixed.fit(rows)
+    assert high.converged_
+    assert mixed.converged_
+    assert 5 < high.n_iter_ < mixed.n_iter_
+    assert mixed.lower_bounds_[3] != high.lower_bounds_[3], "the early passes were not fast"
+    assert abs(mixed.lower_bound_ - high.lower_bound_) < tol
 
 
 @pytest.mark.parametrize("shape", [(1031, 5, 31), (500, 5, 130)], ids=["fused", "tiled"])
