@@ -4,10 +4,11 @@ r"""Kernels for full and tied covariance: ln rho of a block of rows into scratch
     tied    ln rho_nk = c_k + (y_n - c) . g_k - 1/2 |R (y_n - c)|^2         float64
             g_k = R^T R (m_k - c),  c_k = a_k - 1/2 |R (m_k - c)|^2
 
-R is lower triangular, in blocks of C columns: those above the diagonal are neither read nor multiplied. The softmax is
-`triton_tiled.tiled_softmax`. Then, for each component, the rows whose responsibility is not zero are listed, and only
-these are read: of relu1_2 of VGG-19, a 25th. Moments are float64 throughout, on tensor cores: in float32 the rounding,
-1e-7 of the large variances, drowns the small eigenvalues that features after a ReLU have.
+R is lower triangular, in blocks of C columns: those above the diagonal are neither read nor multiplied, and of a
+scatter those on and below it are computed. The softmax is `triton_tiled.tiled_softmax`. Then, for each component, the
+rows whose responsibility is not zero are listed, and only these are read: of relu1_2 of VGG-19, a 25th. Moments are
+float64 throughout, on tensor cores: in float32 the rounding, 1e-7 of the large variances, drowns the small eigenvalues
+that features after a ReLU have.
 """
 
 from __future__ import annotations
@@ -149,13 +150,6 @@ def list_rows(shares, listed, counts, n_rows, stride_s, stride_k, CHUNK: tl.cons
 
 
 @triton.jit
-def read_listed(rows, shift, scale, about, row, here, column, n_features, stride_n, stride_d, FRAMED: tl.constexpr):
-    """Return y - c (B, C) float64 of rows (B,) at columns (C,); about: (WIDTH,) float64, c."""
-    y = read_rows(rows, shift, scale, row, here, column, n_features, stride_n, stride_d, FRAMED)
-    return y.to(tl.float64) - tl.load(about + column)[None, :]
-
-
-@triton.jit
 def listed_moments(
     rows,
     shares,
@@ -176,34 +170,32 @@ def listed_moments(
     stride_s,
     stride_k,
     OUTER: tl.constexpr,
-    DIAGONAL: tl.constexpr,
     FRAMED: tl.constexpr,
     WIDTH: tl.constexpr,
     C: tl.constexpr,
     B: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Write each split's share of the moments of listed rows; grid: (K blocks, splits), blocks of 2C columns squared.
+    """Write each split's share of the moments of listed rows; grid: (K blocks, splits), blocks of C columns squared.
 
     rows: (N, D) as stored; shares: n, k at stride_s, stride_k. about: (K, WIDTH) float64, c_k. listed, counts: see
-    `list_rows`. downs, alongs: (blocks,) int32, the first row and column of a block; where DIAGONAL they are the same,
-    and of the four quarters of the block the one above the diagonal is left out.
-    vectors: (splits, K, WIDTH + 1) float64, sums of r (y - c) and, last, of r; written where DIAGONAL.
+    `list_rows`. downs, alongs: (blocks,) int32, the first row and column of a block, on the diagonal or below it.
+    vectors: (splits, K, WIDTH + 1) float64, sums of r (y - c) and, last, of r.
     outer: (splits, K, WIDTH, WIDTH) float64, where OUTER, of r (y - c) (y - c)^T, the blocks that there are.
+
+    One product: of several in a loop, Triton 3.9 gives each warp all columns, and registers run out.
     """
     k = (tl.program_id(0) % n_components).to(tl.int64)
     block = tl.program_id(0) // n_components
     part, parts = tl.program_id(1), tl.num_programs(1)
-    within = tl.arange(0, C)
-    down, along = tl.load(downs + block), tl.load(alongs + block)
+    first_down, first_along = tl.load(downs + block), tl.load(alongs + block)
+    down = tl.multiple_of(first_down, C) + tl.arange(0, C)
+    along = tl.multiple_of(first_along, C) + tl.arange(0, C)
     about += k * WIDTH
+    centre_down, centre_along = tl.load(about + down)[None, :], tl.load(about + along)[None, :]
     nk = tl.zeros([B], tl.float64)
-    sum_low = tl.zeros([C], tl.float64)
-    sum_high = tl.zeros([C], tl.float64)
-    low_low = tl.zeros([C, C], tl.float64)
-    low_high = tl.zeros([C, C], tl.float64)
-    high_low = tl.zeros([C, C], tl.float64)
-    high_high = tl.zeros([C, C], tl.float64)
+    sx = tl.zeros([C], tl.float64)
+    sxx = tl.zeros([C, C], tl.float64)
     for chunk in range(part, chunks, parts):
         slot = k * chunks + chunk
         base = tl.cast(chunk, tl.int64) * CHUNK
@@ -213,42 +205,24 @@ def listed_moments(
             here = place < count
             row = tl.load(listed + slot * CHUNK + place, mask=here, other=0).to(tl.int64) + base
             share = tl.load(shares + row * stride_s + k * stride_k, mask=here, other=0.0).to(tl.float64)
-            low = read_listed(
-                rows, shift, scale, about, row, here, along + within, n_features, stride_n, stride_d, FRAMED
-            )
-            high = read_listed(
-                rows, shift, scale, about, row, here, along + C + within, n_features, stride_n, stride_d, FRAMED
-            )
-            if DIAGONAL:
-                weighted_low, weighted_high = share[:, None] * low, share[:, None] * high
-                nk += share
-                sum_low += tl.sum(weighted_low, 0)
-                sum_high += tl.sum(weighted_high, 0)
-            else:
-                weighted_low = share[:, None] * read_listed(
-                    rows, shift, scale, about, row, here, down + within, n_features, stride_n, stride_d, FRAMED
-                )
-                weighted_high = share[:, None] * read_listed(
-                    rows, shift, scale, about, row, here, down + C + within, n_features, stride_n, stride_d, FRAMED
-                )
+            y = read_rows(rows, shift, scale, row, here, down, n_features, stride_n, stride_d, FRAMED)
+            weighted = (y.to(tl.float64) - centre_down) * share[:, None]
+            nk += share
+            sx += tl.sum(weighted, 0)
             if OUTER:
-                across_low, across_high = tl.trans(weighted_low), tl.trans(weighted_high)
-                low_low = tl.dot(across_low, low, acc=low_low, input_precision="ieee", out_dtype=tl.float64)
-                high_low = tl.dot(across_high, low, acc=high_low, input_precision="ieee", out_dtype=tl.float64)
-                high_high = tl.dot(across_high, high, acc=high_high, input_precision="ieee", out_dtype=tl.float64)
-                if not DIAGONAL:
-                    low_high = tl.dot(across_low, high, acc=low_high, input_precision="ieee", out_dtype=tl.float64)
+                y = read_rows(rows, shift, scale, row, here, along, n_features, stride_n, stride_d, FRAMED)
+                sxx = tl.dot(
+                    tl.trans(weighted),
+                    y.to(tl.float64) - centre_along,
+                    acc=sxx,
+                    input_precision="ieee",
+                    out_dtype=tl.float64,
+                )
     slot = part * n_components + k
-    if DIAGONAL:
+    if first_down == first_along:
         vectors += slot * (WIDTH + 1)
-        tl.store(vectors + along + within, sum_low)
-        tl.store(vectors + along + C + within, sum_high)
-        if along == 0:
+        tl.store(vectors + down, sx)
+        if first_down == 0:
             tl.store(vectors + WIDTH, tl.sum(nk, 0))
     if OUTER:
-        at = outer + slot * (WIDTH * WIDTH) + (down + within)[:, None] * WIDTH + along + within[None, :]
-        tl.store(at, low_low)
-        tl.store(at + C * WIDTH, high_low)
-        tl.store(at + C * WIDTH + C, high_high)
-        if not DIAGONAL:
-            tl.store(at + C, low_high)
+        tl.store(outer + slot * (WIDTH * WIDTH) + down[:, None] * WIDTH + along[None, :], sxx)

@@ -103,14 +103,14 @@ def _moments(
     entropy: torch.Tensor,
 ) -> Statistics:
     (n, d), k, device = rows.shape, shares.shape[1], rows.device
-    half = 16 if d <= 32 else 32
-    side = triton.cdiv(d, 2 * half)
-    width, chunks = side * 2 * half, triton.cdiv(n, CHUNK)
+    side, warps = (32, 4) if d <= 128 else (64, 8)
+    blocks, chunks = triton.cdiv(d, side), triton.cdiv(n, CHUNK)
+    width = blocks * side
     about = about if full else torch.zeros_like(about)
     centre = padded(about, k, width)
-    below = torch.tril_indices(side, side, -1 if full else -side, dtype=torch.int32, device=device)
-    on = torch.arange(side, dtype=torch.int32, device=device).expand(2, side)
-    splits = min(chunks, triton.cdiv(WAVES * programs_on(device), k * (side + below.shape[1])))
+    on = torch.arange(blocks, device=device).expand(2, blocks)
+    downs, alongs = (torch.tril_indices(blocks, blocks, device=device) if full else on).int() * side
+    splits = min(chunks, triton.cdiv(WAVES * programs_on(device), k * len(downs)))
     listed = launch.empty(k, chunks, CHUNK, dtype=torch.int16, device=device)
     counts = launch.empty(k, chunks, dtype=torch.int32, device=device)
     vectors = launch.empty(splits, k, width + 1, dtype=torch.float64, device=device)
@@ -120,15 +120,12 @@ def _moments(
         list_rows[(chunks, k)](
             shares, listed, counts, n, *shares.stride(), CHUNK=CHUNK, num_warps=4, enable_fp_fusion=True
         )
-        for diagonal, blocks in ((True, on), (False, below)):
-            if blocks.numel():
-                downs, alongs = (blocks * (2 * half)).contiguous()
-                listed_moments[(k * blocks.shape[1], splits)](
-                    rows, shares, shift, scale, centre, listed, counts, downs, alongs, vectors, outer, d, k, chunks,
-                    *rows.stride(), *shares.stride(),
-                    OUTER=full, DIAGONAL=diagonal, FRAMED=framed, WIDTH=width, C=half, B=32, CHUNK=CHUNK,
-                    num_warps=4, num_stages=2, enable_fp_fusion=True,
-                )  # fmt: skip
+        listed_moments[(k * len(downs), splits)](
+            rows, shares, shift, scale, centre, listed, counts, downs, alongs, vectors, outer, d, k, chunks,
+            *rows.stride(), *shares.stride(),
+            OUTER=full, FRAMED=framed, WIDTH=width, C=side, B=32, CHUNK=CHUNK,
+            num_warps=warps, num_stages=2, enable_fp_fusion=True,
+        )  # fmt: skip
     vector = vectors.sum(0)
     sxx = None
     if full:

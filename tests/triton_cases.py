@@ -34,8 +34,8 @@ BOTH = [  # full and tied: the interpreter takes 10 ms for each component, block
 FULL = [
     (127, 17, 3, "one below a tile of rows"),
     (129, 16, 2, "one above; nothing is padded"),
-    (40, 64, 2, "one block of columns, of four quarters"),
-    (31, 130, 3, "three blocks of columns"),
+    (40, 64, 2, "one block of columns for ln rho, two for moments"),
+    (31, 130, 3, "three blocks of columns for both"),
     (33, 7, 50, "few rows each"),
 ]
 TIED = [
