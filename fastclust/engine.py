@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from fastclust import variational
 from fastclust.kernels import Coefficients, Statistics
+from fastclust.kernels.threads import one_thread_where_small
 from fastclust.rows import Rows
 from fastclust.variational import Posterior, Prior
-
-SMALL = 1 << 20  # numbers in the covariances
-
-
-@contextmanager
-def _one_thread_where_small(like: torch.Tensor) -> Iterator[None]:
-    """Run K-sized operations on one thread: a second goes on spinning into the pass, and costs it a third."""
-    threads = torch.get_num_threads()
-    if like.numel() >= SMALL:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -47,7 +31,7 @@ class Ascent:
 
 def coefficients(posterior: Posterior) -> Coefficients:
     """Return the E-step of a posterior, for the kernels."""
-    with _one_thread_where_small(posterior.covariances):
+    with one_thread_where_small(posterior.covariances):
         return Coefficients(posterior.covariance_type, *variational.log_rho_terms(posterior))
 
 
@@ -61,13 +45,13 @@ def posterior_of(prior: Prior, statistics: Statistics, scatter: torch.Tensor | N
     sxx = statistics.sxx if statistics.sxx is not None else scatter
     if sxx is None:
         raise ValueError("tied covariance needs the scatter of all rows")
-    with _one_thread_where_small(sxx):
+    with one_thread_where_small(sxx):
         return variational.update(prior, statistics.nk, statistics.sx, sxx, statistics.about)
 
 
 def bound_of(posterior: Posterior, statistics: Statistics) -> float:
     """Return the lower bound of a posterior and of the statistics that it follows from, in nats, summed over rows."""
-    with _one_thread_where_small(posterior.covariances):
+    with one_thread_where_small(posterior.covariances):
         return float(variational.lower_bound(posterior, statistics.entropy))
 
 

@@ -18,6 +18,7 @@ import torch
 from fastclust.blocks import Blocks
 from fastclust.kernels import Backend, Coefficients, Frame, Precision, Statistics
 from fastclust.kernels.duplicates import merge
+from fastclust.kernels.threads import one_thread_where_small
 from fastclust.summary import Summary
 
 MOVE_BEYOND = 4.0  # deviations
@@ -51,7 +52,8 @@ class Rows:
     def statistics(self, coefficients: Coefficients) -> Statistics:
         """Return the statistics of all rows: one E-step."""
         # On an accelerator, looking for equal components would stop the queue.
-        merged = merge(coefficients) if self.blocks.device.type == "cpu" else None
+        with one_thread_where_small(coefficients.precision):
+            merged = merge(coefficients) if self.blocks.device.type == "cpu" else None
         here = coefficients if merged is None else merged.coefficients
         found = reduce(
             add,
@@ -60,7 +62,10 @@ class Rows:
                 for block, weights in self.blocks.weighted()
             ),
         )
-        return found if merged is None else merged.apart(found)
+        if merged is None:
+            return found
+        with one_thread_where_small(coefficients.precision):
+            return merged.apart(found)
 
     def assigned(self, coefficients: Coefficients) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Iterate over blocks (n, D) with their rows' most probable components (n,) int32 and log-densities (n,)."""

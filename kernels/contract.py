@@ -85,9 +85,9 @@ class Statistics:
     log_norm: (), sum_n w_n ln sum_k rho_nk.
     entropy: (), - sum_nk w_n r_nk ln r_nk.
 
-    The reference point c_k is the frame's origin, except for full covariance, where it is the mean m_k of the
-    coefficients: rows are subtracted from it before they are multiplied, so the scatter of a tight component does not
-    cancel in float32 (`Statistics.about` is the origin or m_k, in the frame's units).
+    about: (K, D), the reference points c_k, in the frame's units: the frame's origin, or the means m_k of the
+        coefficients, where the backend subtracts before it multiplies, so that nothing cancels in float32. For full
+        covariance it is always the means.
     """
 
     nk: torch.Tensor

@@ -1,7 +1,7 @@
 """The CPU backend: what numba compiles where it is faster, and the torch backend's functions elsewhere.
 
-spherical, diag    statistics and labels    fastclust.kernels.numba_linear
-full, float32      statistics               fastclust.kernels.numba_full
+spherical, diag    statistics and labels    fastclust.kernels.numba_diag
+full               statistics and labels    fastclust.kernels.numba_full
 
 There is one arithmetic: `precision` changes nothing.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from fastclust.kernels import numba_full, numba_linear
+from fastclust.kernels import numba_diag, numba_full
 from fastclust.kernels import torch as plain
 from fastclust.kernels.contract import Coefficients, Frame, Precision, Statistics
 from fastclust.kernels.torch import PRECISIONS, moments, responsibilities
@@ -34,9 +34,9 @@ def statistics(
 ) -> Statistics:
     """Return the statistics of rows (N, D) under the coefficients; see the backend protocol."""
     if coefficients.covariance_type in ("spherical", "diag"):
-        return numba_linear.statistics(rows, coefficients, frame, dtype, weights, block_rows)
-    if coefficients.covariance_type == "full" and dtype == torch.float32:
-        return plain.statistics_of(numba_full.Pruned(coefficients, rows, frame), rows, frame, weights, block_rows)
+        return numba_diag.statistics(rows, coefficients, frame, dtype, weights, block_rows)
+    if coefficients.covariance_type == "full":
+        return numba_full.statistics(rows, coefficients, frame, dtype, weights, block_rows)
     return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
 
 
@@ -50,5 +50,7 @@ def assign(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
     if coefficients.covariance_type in ("spherical", "diag"):
-        return numba_linear.assign(rows, coefficients, frame, dtype, block_rows)
+        return numba_diag.assign(rows, coefficients, frame, dtype, block_rows)
+    if coefficients.covariance_type == "full":
+        return numba_full.assign(rows, coefficients, frame, dtype, block_rows)
     return plain.assign(rows, coefficients, frame, dtype, block_rows)

@@ -1,214 +1,466 @@
-"""Full covariance on the CPU: a lower bound of every distance first, and only those that can matter in full.
+r"""Full covariance on the CPU: distances computed a few features at a time, and only as far as they matter.
 
-With Q_k (D, r) orthonormal columns, || Q_k^T R_k (y - m_k) ||^2 never exceeds || R_k (y - m_k) ||^2, and costs r / D of
-it. So
+R_k is lower triangular, so the first rows of R_k (y - m_k) need the first features alone, and their squares sum up to a
+distance (of what those features tell by themselves) that only grows with the rows that follow. Sixteen rows of R_k are
+a block. A tile of rows is first taken through the first block of all components; each row's best component so far is
+finished; the others go on, block by block, while they are within reach of the best (see `fastclust.kernels.numba_diag`
+for how far that is). What is left out has no part in the row, so nothing that counts is missing.
 
-    ln rho_nk <= a_k - 1/2 || P_k (y_n - m_k) ||^2,  P_k = Q_k^T R_k
-
-and where that is FLOOR below what some component reaches, r_nk is zero in any case, and ln rho_nk is not computed. What
-rounding can do to the bound is taken off it, so nothing is left out that would have counted: responsibilities and
-statistics are those of the torch backend.
-
-Q_k spans the directions in which a sample of the rows lies farthest from m_k, as k's own metric sees it: a few steps of
-subspace iteration. The sample also tells how many components of a row would be left; where that is most of them, as of
-rows in few overlapping blobs, every distance is computed as in the torch backend.
+What is left, a pair of a row and a component each, gives the moments, about m_k and in float64: float32 products lose
+the small eigenvalues that ReLU features have. Of their symmetric sum the lower half is computed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastclust.kernels.contract import Coefficients, Frame
-from fastclust.kernels.numba_linear import compiled
-from fastclust.kernels.torch import FLOOR
-from fastclust.kernels.torch_forms import Full, Space, Sums
+from fastclust.kernels.contract import Coefficients, Frame, Statistics
+from fastclust.kernels.numba_diag import NUMPY, reach_of
+from fastclust.kernels.numba_vectors import (
+    NARROW,
+    ROTATED,
+    ROWS,
+    WIDE,
+    add_outer,
+    compiled,
+    exp,
+    inlined,
+    lowest,
+    no_more_each,
+    rotated,
+    rotated_one,
+    subtract,
+)
+from fastclust.kernels.threads import over_items, over_parts
 
-SAMPLE_ROWS = 128
-DIRECTIONS = 8  # r
-STEPS = 3  # of the subspace iteration
-ROUNDING = 1e-6  # of the terms of a float32 sum of D products; 64 of them err by 1e-7 or so
-GATHER = 2.0  # what a distance that is picked out costs, in terms of one of a whole block
-TILE_ROWS = 4096
+CHUNK_NUMBERS = 1 << 22  # of pairs, if every component had a part in every row, and of rows: read, then summed up
+TILE_BYTES = 1 << 18  # of distances: they are read again from the second-level cache
+TILE_ROWS = (64, 2048)
+LARGEST = float(np.finfo(np.float32).max)
+GATHERED = 64  # rows whose differences from a mean stand side by side
 
 
-class Pruned(Full):
-    """The E-step of full covariance for float32 rows, without what cannot count."""
+@dataclass(frozen=True)
+class Tables:
+    """Hold the E-step of one pass, as the kernel reads it.
 
-    def __init__(self, coefficients: Coefficients, rows: torch.Tensor, frame: Frame) -> None:
-        super().__init__(coefficients, torch.float32)
-        k, d, r = self.n_components, self.n_features, DIRECTIONS
-        self.worth_it = d > 2 * r and k > 2 and len(rows) >= 4 * SAMPLE_ROWS
-        if not self.worth_it:
-            return
-        some = rows[:: len(rows) // SAMPLE_ROWS]
-        sample = frame.read(some, torch.empty(some.shape))
-        R, bias = self.roots[:, :, :d], self.roots[:, :, d]
-        whitened = R @ (sample - self.means[:, None]).mT  # (K, D, s)
-        square = whitened.square().sum(1)  # (K, s)
-        whitened /= square.sqrt().clamp(min=1e-30)[:, None]
-        span = torch.randn(k, d, r, generator=torch.Generator().manual_seed(0))
-        for _ in range(STEPS):
-            span = whitened @ (whitened.mT @ span)
-            span /= span.norm(dim=1, keepdim=True).clamp(min=1e-30)
-        Q = torch.linalg.qr(span)[0]  # (K, D, r)
-        P = Q.double().mT @ coefficients.precision
-        self.P = P.float().reshape(k * r, d)
-        self.shift = -(P @ coefficients.means[:, :, None]).float().reshape(k * r, 1)
-        self.terms = P.abs().sum(2).reshape(k * r), self.shift[:, 0].abs().double()
-        self.r = r
-        self.transposed, self.bias = R.mT.contiguous(), bias.contiguous()
-        # How many components of a row would be left?
-        near = (Q.mT @ R @ (sample - self.means[:, None]).mT).square().sum(1)
-        exact = self.const - 0.5 * square
-        left = (self.const - 0.5 * near > exact.amax(0) + FLOOR[torch.float32]).sum(0).float().mean()
-        self.worth_it = r * k + GATHER * (1 + float(left)) * d < 0.8 * k * d
+    means: (K, D) float64. high, low: (K, D), which sum up to the means. roots: (K, size), the blocks of R_k^T one after
+    the other, block b with 16 (b + 1) rows of 16 numbers. start: (K,), -2 a_k.
+    """
 
-    def row_bytes(self) -> int:
-        """Return what makes a tile TILE_ROWS long."""
-        return (4 << 20) // TILE_ROWS if self.worth_it else super().row_bytes()
+    means: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
+    roots: np.ndarray
+    start: np.ndarray
 
-    def log_rho(self, y: torch.Tensor, space: Space) -> torch.Tensor:
-        """Return ln rho (K, n) of rows (n, D), and -inf where r is zero whatever ln rho is."""
-        if not self.worth_it:
-            return super().log_rho(y, space)
-        n, k = len(y), self.n_components
-        along = torch.addmm(self.shift, self.P, y.T, out=space.room("along", k * self.r, n))  # (K r, n)
-        slope, offset = self.terms
-        doubt = (ROUNDING * (slope * float(y.abs().max()) + offset)).float()
-        logits = space.logits(n).fill_(-torch.inf)
-        bound = space.room("bound", k, n)
-        best = np.empty(n, dtype=np.int64)
-        rows, starts = np.empty(n * k, dtype=np.int64), np.empty(k + 1, dtype=np.int64)
-        lowest = np.empty(n, dtype=np.float32)
-        _bound(along.numpy(), doubt.numpy(), self.const.numpy()[:, 0], self.r, bound.numpy(), best)
-        _list_best(best, rows, starts)
-        self._exactly(y, rows, starts, logits, lowest, space)
-        _list_near(bound.numpy(), best, lowest, np.float32(FLOOR[torch.float32]), rows, starts)
-        self._exactly(y, rows, starts, logits, lowest, space)
-        return logits
 
-    def _exactly(
-        self,
-        y: torch.Tensor,
-        rows: np.ndarray,
-        starts: np.ndarray,
-        logits: torch.Tensor,
-        lowest: np.ndarray,
-        space: Space,
-    ) -> None:
-        """Write ln rho of listed pairs into logits (K, n), and each row's last one into lowest (n,)."""
-        counts = np.diff(starts)
-        away, found = (space.room(name, int(counts.max()), self.n_features) for name in ("away", "found"))
-        y_, away_, found_ = y.numpy(), away.numpy(), found.numpy()
-        means, const, logits_ = self.means.numpy(), self.const.numpy(), logits.numpy()
-        for k in np.flatnonzero(counts):
-            some, c = rows[starts[k] : starts[k + 1]], counts[k]
-            _gather(y_, some, means[k], away_)
-            torch.addmm(self.bias[k], away[:c], self.transposed[k], out=found[:c])
-            _finish(found_[:c], some, const[k, 0], logits_[k], lowest)
+def tables(coefficients: Coefficients, dtype: torch.dtype) -> Tables:
+    """Return the tables of coefficients of full covariance, in dtype."""
+    kind = NUMPY[dtype]
+    means, precision = coefficients.means.numpy(), coefficients.precision.numpy()
+    high = means.astype(kind)
+    blocks = -(-means.shape[1] // WIDE)
+    roots = np.empty((len(means), WIDE * WIDE * blocks * (blocks + 1) // 2), dtype=kind)
+    over_items(len(means), lambda k: _pack(precision[k], roots[k]))
+    return Tables(means, high, (means - high).astype(kind), roots, (-2 * coefficients.offset.numpy()).astype(kind))
 
-    def add_moments(self, y: torch.Tensor, p: torch.Tensor, space: Space, total: Sums) -> None:
-        """Add the moments of rows (n, D) for responsibilities p (K, n), in float64 as in the torch backend."""
-        p_, y_, means, sx = p.numpy(), y.numpy(), self.about.numpy(), total.sx.numpy()
-        total.rest += p.sum(1, keepdim=True)
-        some = np.empty(len(y), dtype=np.int64)
-        weighted = space.wide(len(y), self.n_features)
-        weighted_ = weighted.numpy()
-        for k in range(self.n_components):
-            count = _weigh(y_, p_[k], means[k], some, weighted_, sx[k])
-            if count:
-                total.sxx[k].addmm_(weighted[:count].T, weighted[:count])
+
+def statistics(
+    rows: torch.Tensor,
+    coefficients: Coefficients,
+    frame: Frame,
+    dtype: torch.dtype,
+    weights: torch.Tensor | None = None,
+    block_rows: int | None = None,
+) -> Statistics:
+    """Return the statistics of rows (N, D) under the coefficients, about their means; see the backend protocol."""
+    given = tables(coefficients, dtype)
+    k, d = given.means.shape
+    reach = reach_of(len(rows), dtype)
+    nk, sx, sxx, scalars = np.zeros(k), np.zeros((k, d)), np.zeros((k, d, d)), np.zeros(2)
+    for some, y in _chunks(rows, k, frame, dtype):
+        w = None if weights is None else weights[some].numpy()
+        find = partial(_pairs, rows[some], y, w, frame, given, reach, block_rows)
+        parts = over_parts(len(y), rows.device, find)
+        row, component, r = (np.concatenate(column) for column in zip(*(pairs for pairs, _ in parts), strict=True))
+        order = np.argsort(component, kind="stable")
+        row, r = row[order], r[order]
+        ends = np.bincount(component, minlength=k).cumsum()
+        over_items(k, partial(_moments, y, given.means, row, r, ends, nk, sx, sxx))
+        scalars += sum(sums for _, sums in parts)
+    found = (nk, sx, sxx, scalars[0], scalars[1], given.means)
+    return Statistics(*(torch.as_tensor(part) for part in found))
+
+
+def assign(
+    rows: torch.Tensor,
+    coefficients: Coefficients,
+    frame: Frame,
+    dtype: torch.dtype,
+    block_rows: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
+    given = tables(coefficients, dtype)
+    reach = reach_of(len(rows), dtype)
+    labels, density = torch.empty(len(rows), dtype=torch.int32), torch.empty(len(rows), dtype=dtype)
+    for some, y in _chunks(rows, len(given.means), frame, dtype):
+        out = labels[some].numpy(), density[some].numpy()
+        over_parts(len(y), rows.device, partial(_labels, rows[some], y, frame, given, reach, block_rows, out))
+    return labels, density
+
+
+def _chunks(
+    rows: torch.Tensor, n_components: int, frame: Frame, dtype: torch.dtype
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Iterate over slices of the rows, with room for them, or the rows themselves where they are stored as wanted."""
+    plain = frame.shift is None and frame.scale is None and rows.dtype == dtype and rows.stride(1) == 1
+    size = max(CHUNK_NUMBERS // max(n_components, rows.shape[1]), TILE_ROWS[0])
+    room = np.empty((0 if plain else min(size, len(rows)), rows.shape[1]), dtype=NUMPY[dtype])
+    for low in range(0, len(rows), size):
+        some = slice(low, min(low + size, len(rows)))
+        yield some, rows[some].numpy() if plain else room[: some.stop - low]
+
+
+def _tiles(
+    stored: torch.Tensor, y: np.ndarray, frame: Frame, given: Tables, reach: Any, space: _Space, start: int, stop: int
+) -> Iterator[tuple[slice, int]]:
+    """Read rows start to stop of a chunk into y, find their pairs tile by tile, and iterate over tiles and counts."""
+    if len(y) and y.ctypes.data != stored.data_ptr():
+        frame.read(stored[start:stop], torch.from_numpy(y[start:stop]))
+    for low in range(start, stop, space.n_rows):
+        some = slice(low, min(low + space.n_rows, stop))
+        yield some, _near(y[some], reach, given.high, given.low, given.roots, given.start, *space.near)
+
+
+def _pairs(
+    stored: torch.Tensor,
+    y: np.ndarray,
+    w: np.ndarray | None,
+    frame: Frame,
+    given: Tables,
+    reach: Any,
+    block_rows: int | None,
+    start: int,
+    stop: int,
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Return row (int32), component (int32) and w r (float64) of the pairs that count, log_norm and entropy (2,)."""
+    space = _Space(given, block_rows)
+    found, sums = [], np.zeros(2)
+    for some, count in _tiles(stored, y, frame, given, reach, space, start, stop):
+        row, component, depth = (part[:count] for part in space.near[-3:])
+        r = np.empty(count)
+        _share(
+            row, depth, space.best, np.empty(0) if w is None else w[some], some.stop - some.start, sums, r, *space.share
+        )
+        found.append((row + np.int32(some.start), component.copy(), r))
+    row, component, r = (np.concatenate(column) for column in zip(*found, strict=True))
+    return (row, component, r), sums
+
+
+def _labels(
+    stored: torch.Tensor,
+    y: np.ndarray,
+    frame: Frame,
+    given: Tables,
+    reach: Any,
+    block_rows: int | None,
+    out: tuple[np.ndarray, np.ndarray],
+    start: int,
+    stop: int,
+) -> None:
+    space = _Space(given, block_rows)
+    for some, count in _tiles(stored, y, frame, given, reach, space, start, stop):
+        row, component, depth = (part[:count] for part in space.near[-3:])
+        _label(row, component, depth, space.best, out[0][some], out[1][some], *space.share)
+
+
+def _moments(
+    y: np.ndarray,
+    means: np.ndarray,
+    row: np.ndarray,
+    r: np.ndarray,
+    ends: np.ndarray,
+    nk: np.ndarray,
+    sx: np.ndarray,
+    sxx: np.ndarray,
+    k: int,
+) -> None:
+    """Add the moments of component k about its mean, from the pairs in the order of components, to its sums."""
+    mine = slice(ends[k - 1] if k else 0, ends[k])
+    if mine.start == mine.stop:
+        return
+    width = -(-means.shape[1] // WIDE) * WIDE
+    z = np.zeros((GATHERED, width + WIDE // 2))  # a stride of 4 KiB would put all rows in one set of the cache
+    scatter = np.zeros((width, width))
+    nk[k] += r[mine].sum()
+    _add_moments(y, means[k], row[mine], r[mine], z, scatter, sx[k], sxx[k])
+
+
+class _Space:
+    """The buffers of one thread, for tiles of n_rows rows; see `_near` and `_share`."""
+
+    def __init__(self, given: Tables, block_rows: int | None) -> None:
+        (k, d), kind = given.means.shape, given.start.dtype
+        least, most = TILE_ROWS
+        n = max(least, min(most, TILE_BYTES // (k * kind.itemsize)))
+        self.n_rows = n = min(n, block_rows or n)
+        width, padded = -(-d // WIDE) * WIDE, -(-n // NARROW) * NARROW
+        self.best = np.empty(n, dtype=kind)
+        self.near = (
+            np.zeros((k, padded), dtype=kind),  # distances
+            self.best,
+            np.empty(padded, dtype=kind),  # how far a component may be that has a part in the row
+            np.empty((2, n), dtype=np.int32),  # the component that seems best; rows in the order of these
+            np.empty(k + 1, dtype=np.int64),  # where each component's begin
+            np.zeros((GATHERED, width + WIDE), dtype=kind),  # differences from a mean, zero beyond D
+            np.empty((2, max(padded, GATHERED)), dtype=np.int32),  # places of them; rows
+            np.empty(GATHERED, dtype=np.int32),  # row of a place
+            np.empty(GATHERED, dtype=kind),  # distances of them
+            np.empty(n * (k + 1), dtype=np.int32),  # pairs: row
+            np.empty(n * (k + 1), dtype=np.int32),  # component
+            np.empty(n * (k + 1), dtype=kind),  # depth
+        )
+        self.share = np.empty(n * (k + 1), dtype=kind), np.empty((2, n))
 
 
 @compiled
-def _weigh(y: Any, p: Any, mean: Any, some: Any, weighted: Any, sx: Any) -> Any:  # pragma: no cover - compiled
-    """Write sqrt(p) (y - mean) of the rows that have p > 0, add their p (y - mean) to sx (D,); return how many."""
+def _pack(root: Any, packed: Any) -> None:  # pragma: no cover - compiled
+    """Write the blocks of a lower triangular root (D, D) into packed: (16 (b + 1), 16) for each block b."""
+    n_features, at = len(root), 0
+    for low in range(0, n_features, WIDE):
+        for d in range(low + WIDE):
+            for v in range(WIDE):
+                i = low + v
+                packed[at + v] = root[i, d] if d <= i and i < n_features else 0.0
+            at += WIDE
+
+
+@inlined
+def _subtract(
+    y: Any, i: Any, stride: Any, high: Any, low: Any, k: Any, last: Any, z: Any, h: Any
+) -> None:  # pragma: no cover - compiled
+    """Write y_i - m_k, m = high + low, up to feature `last` into z[h]."""
+    n_features, width, d = high.shape[1], z.shape[1], 0
+    while d + WIDE <= last:
+        subtract(y, i * stride + d, high, low, k * n_features + d, z, h * width + d)
+        d += WIDE
+    while d < last:
+        z[h, d] = (y[i, d] - high[k, d]) - low[k, d]
+        d += 1
+
+
+@inlined
+def _add_block(
+    z: Any, slots: Any, count: Any, roots: Any, k: Any, b: Any, square: Any
+) -> None:  # pragma: no cover - compiled
+    """Add the squares of block b of R_k (y - m_k) to square, of the rows of z that `count` slots name."""
+    width, last, at = z.shape[1], WIDE * (b + 1), k * roots.shape[1] + WIDE * WIDE * (b * (b + 1) // 2)
+    whole = count - count % ROTATED
+    for h in range(0, whole, ROTATED):
+        rotated(z, width, slots, h, roots, at, last, square)
+    for h in range(whole, count):
+        rotated_one(z, width, slots, h, roots, at, last, square)
+
+
+@compiled
+def _near(
+    y: Any,
+    reach: Any,
+    high: Any,
+    low: Any,
+    roots: Any,
+    start: Any,
+    distance: Any,
+    best: Any,
+    limit: Any,
+    who: Any,
+    firsts: Any,
+    z: Any,
+    lists: Any,
+    of_slot: Any,
+    square: Any,
+    row: Any,
+    component: Any,
+    depth: Any,
+) -> Any:  # pragma: no cover - compiled
+    """List which components are within reach of the best of each row y (n, D), in the order of components.
+
+    row, component, depth: of each pair; how far ln rho is below the row's largest, in nats, not positive.
+    best: (n,), the smallest of -2 ln rho. Return how many pairs there are.
+    """
+    n, n_features, n_components = len(y), y.shape[1], len(start)
+    stride, blocks, padded = y.strides[0] // y.itemsize, -(-n_features // WIDE), distance.shape[1]
+    slots, some = lists[0], lists[1]
+    best[:] = np.inf
+    limit[:] = -np.inf  # what is padding is never within it
+    who[0] = 0
+    for k in range(n_components):
+        for begin in range(0, n, GATHERED):
+            count = min(GATHERED, n - begin)
+            for h in range(count):
+                slots[h] = h
+                square[h] = start[k]
+                _subtract(y, begin + h, stride, high, low, k, min(WIDE, n_features), z, h)
+            _add_block(z, slots, count, roots, k, 0, square)
+            for h in range(count):
+                closer = square[h] < best[begin + h]
+                distance[k, begin + h] = square[h]
+                best[begin + h] = square[h] if closer else best[begin + h]
+                who[0, begin + h] = k if closer else who[0, begin + h]
+    if blocks > 1:
+        firsts[:] = 0
+        for i in range(n):
+            firsts[who[0, i] + 1] += 1
+        for k in range(n_components):
+            firsts[k + 1] += firsts[k]
+        for i in range(n):
+            who[1, firsts[who[0, i]]] = i
+            firsts[who[0, i]] += 1
+        begin = 0
+        for k in range(n_components):  # firsts[k] is where the rows of k end, now
+            while begin < firsts[k]:
+                count = min(GATHERED, firsts[k] - begin)
+                for h in range(count):
+                    slots[h] = h
+                    square[h] = distance[k, who[1, begin + h]]
+                    _subtract(y, who[1, begin + h], stride, high, low, k, n_features, z, h)
+                for b in range(1, blocks):
+                    _add_block(z, slots, count, roots, k, b, square)
+                for h in range(count):
+                    i = who[1, begin + h]
+                    distance[k, i] = best[i] = square[h]
+                begin += count
+    for i in range(n):
+        limit[i] = min(best[i] + reach, LARGEST)
+    if blocks > 1:
+        for k in range(n_components):
+            going_on = _within(distance, k, limit, padded, some)
+            for begin in range(0, going_on, GATHERED):
+                count = 0
+                for g in range(begin, min(begin + GATHERED, going_on)):
+                    i = some[g]
+                    if who[0, i] != k:
+                        slots[count] = count
+                        of_slot[count] = i
+                        square[count] = distance[k, i]
+                        _subtract(y, i, stride, high, low, k, n_features, z, count)
+                        distance[k, i] = np.inf
+                        count += 1
+                for b in range(1, blocks):
+                    _add_block(z, slots, count, roots, k, b, square)
+                    left = 0
+                    for h in range(count):
+                        slot = slots[h]
+                        slots[left] = slot
+                        left += square[slot] <= limit[of_slot[slot]]
+                    count = left
+                for h in range(count):
+                    slot = slots[h]
+                    i = of_slot[slot]
+                    distance[k, i] = square[slot]
+                    best[i] = min(best[i], square[slot])
+                    limit[i] = min(best[i] + reach, LARGEST)
     count = 0
-    for j in range(len(p)):
-        some[count] = j
-        count += p[j] > 0
-    for i in range(count):
-        root = math.sqrt(np.float64(p[some[i]]))
-        for d in range(len(mean)):
-            part = root * (np.float64(y[some[i], d]) - mean[d])
-            weighted[i, d] = part
-            sx[d] += root * part
+    for k in range(n_components):
+        near = _within(distance, k, limit, padded, some)
+        for g in range(near):
+            i = some[g]
+            row[count], component[count], depth[count] = i, k, 0.5 * (best[i] - distance[k, i])
+            count += 1
+    for i in range(n):
+        if best[i] > LARGEST:  # a row so far away that all its distances are infinite
+            row[count], component[count], depth[count] = i, 0, 0.0
+            count += 1
+    return count
+
+
+@inlined
+def _within(distance: Any, k: Any, limit: Any, padded: Any, rows: Any) -> Any:  # pragma: no cover - compiled
+    """List the rows whose distance from component k is within their limit; return how many."""
+    count = 0
+    for i in range(0, padded, NARROW):
+        bits = no_more_each(distance, k * padded + i, limit, i)
+        while bits != 0:
+            rows[count] = i + lowest(bits)
+            bits &= bits - 1
+            count += 1
     return count
 
 
 @compiled
-def _bound(along: Any, doubt: Any, const: Any, r: Any, bound: Any, best: Any) -> None:  # pragma: no cover - compiled
-    """Write upper bounds of ln rho (K, n), and the component that has the largest (n,)."""
-    n = along.shape[1]
-    top = np.empty(n, dtype=np.float32)
-    for k in range(len(const)):
-        row = bound[k]
-        for j in range(n):
-            row[j] = 0
-        for i in range(r):
-            part, less = along[k * r + i], doubt[k * r + i]
-            for j in range(n):
-                away = max(abs(part[j]) - less, np.float32(0))
-                row[j] += away * away
-        for j in range(n):
-            row[j] = const[k] - np.float32(0.5) * row[j]
-        if k == 0:
-            for j in range(n):
-                top[j] = row[j]
-                best[j] = 0
-        else:
-            for j in range(n):
-                if row[j] > top[j]:
-                    top[j] = row[j]
-                    best[j] = k
-
-
-@compiled
-def _list_best(best: Any, rows: Any, starts: Any) -> None:  # pragma: no cover - compiled
-    """List the rows of each component's own: those of component k from starts[k] to starts[k + 1]."""
-    starts[:] = 0
-    for j in range(len(best)):
-        starts[best[j] + 1] += 1
-    for k in range(len(starts) - 1):
-        starts[k + 1] += starts[k]
-    place = starts.copy()
-    for j in range(len(best)):
-        rows[place[best[j]]] = j
-        place[best[j]] += 1
-
-
-@compiled
-def _list_near(
-    bound: Any, best: Any, lowest: Any, floor: Any, rows: Any, starts: Any
+def _share(
+    row: Any, depth: Any, best: Any, w: Any, n: Any, sums: Any, r: Any, power: Any, of_rows: Any
 ) -> None:  # pragma: no cover - compiled
-    """List, by component, the other rows whose bound is within the floor of what their own component reaches."""
-    count = 0
-    starts[0] = 0
-    for k in range(len(bound)):
-        row = bound[k]
-        for j in range(len(best)):
-            rows[count] = j
-            count += (row[j] > lowest[j] + floor) & (best[j] != k)
-        starts[k + 1] = count
+    """Write w r of each pair, and add log_norm and entropy of n rows to sums (2,). w: (n,) weights, or none."""
+    exp(depth, power, len(depth))
+    total, product = of_rows[0], of_rows[1]
+    total[:n] = 0
+    product[:n] = 0
+    for h in range(len(row)):
+        total[row[h]] += power[h]
+        product[row[h]] += power[h] * depth[h]
+    log_norm = entropy = 0.0
+    for i in range(n):
+        weight = 1.0 if len(w) == 0 else w[i]
+        log_sum = math.log(total[i])
+        log_norm += weight * (log_sum - 0.5 * best[i])
+        entropy += weight * (log_sum - product[i] / total[i])
+        total[i] = weight / total[i]
+    for h in range(len(row)):
+        r[h] = power[h] * total[row[h]]
+    sums[0] += log_norm
+    sums[1] += entropy
 
 
 @compiled
-def _gather(y: Any, rows: Any, mean: Any, away: Any) -> None:  # pragma: no cover - compiled
-    for i in range(len(rows)):
-        for d in range(len(mean)):
-            away[i, d] = y[rows[i], d] - mean[d]
+def _label(
+    row: Any,
+    component: Any,
+    depth: Any,
+    best: Any,
+    labels: Any,
+    density: Any,
+    power: Any,
+    of_rows: Any,
+) -> None:  # pragma: no cover - compiled
+    """Write the first of the most probable components of each row, and its log-density."""
+    exp(depth, power, len(depth))
+    total = of_rows[0]
+    total[: len(labels)] = 0
+    for h in range(len(row) - 1, -1, -1):  # components fall, so the first of those at the peak is written last
+        total[row[h]] += power[h]
+        if depth[h] == 0:
+            labels[row[h]] = component[h]
+    for i in range(len(labels)):
+        density[i] = math.log(total[i]) - 0.5 * best[i]
 
 
 @compiled
-def _finish(found: Any, rows: Any, const: Any, logits: Any, lowest: Any) -> None:  # pragma: no cover - compiled
-    for i in range(len(rows)):
-        square = np.float32(0)
-        for d in range(found.shape[1]):
-            square += found[i, d] * found[i, d]
-        value = const - np.float32(0.5) * square
-        logits[rows[i]] = value
-        lowest[rows[i]] = value
+def _add_moments(
+    y: Any, mean: Any, row: Any, r: Any, z: Any, scatter: Any, sx: Any, sxx: Any
+) -> None:  # pragma: no cover - compiled
+    """Add sum_h r_h (y - m) to sx (D,), and its outer products to sxx (D, D). scatter: zeros, padded."""
+    n_features, padded = len(mean), len(scatter)
+    for begin in range(0, len(row), GATHERED):
+        count = min(GATHERED, len(row) - begin)
+        for h in range(count):
+            i, root = row[begin + h], math.sqrt(r[begin + h])
+            for d in range(n_features):
+                away = root * (np.float64(y[i, d]) - mean[d])
+                z[h, d] = away
+                sx[d] += root * away
+        for i in range(0, padded, ROWS):
+            for j in range(0, i + 1, WIDE):
+                add_outer(z, z.shape[1], count, i, j, scatter, padded)
+    for i in range(n_features):
+        for j in range(i + 1):
+            sxx[i, j] += scatter[i, j]
+            sxx[j, i] = sxx[i, j]

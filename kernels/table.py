@@ -72,8 +72,8 @@ class Backend(Protocol):
 
 
 AUTOMATIC = ("numba", "torch")  # best first
-# Others run when they are asked for: no GPU has run the Triton kernels yet, and the reference is slow.
-BACKENDS = (*AUTOMATIC, "triton", "reference")
+# Others run when they are asked for: no GPU has run the Triton or CUDA kernels yet, and the reference is slow.
+BACKENDS = (*AUTOMATIC, "triton", "cupy", "reference")
 
 
 def available(device: torch.device) -> dict[str, str | None]:

@@ -7,13 +7,15 @@ other processes want the same cores.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 LEAST_ROWS = 64  # of a thread
+SMALL = 1 << 20  # numbers
 
 T = TypeVar("T")
 
@@ -33,6 +35,31 @@ def over_parts(n_rows: int, device: torch.device, work: Callable[[int, int], T])
         if threads == 1 or share < LEAST_ROWS:
             return [_one_threaded(work, (0, n_rows))]
         return list(_pool(threads).map(lambda part: _one_threaded(work, part), parts))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def over_items(n_items: int, work: Callable[[int], T]) -> list[T]:
+    """Call work(item) for each item on the CPU's threads, each with one-threaded operations, as they get to it."""
+    threads = torch.get_num_threads()
+    try:
+        if threads == 1 or n_items == 1:
+            return [_one_threaded(lambda item, _: work(item), (item, item)) for item in range(n_items)]
+        return list(_pool(threads).map(lambda item: _one_threaded(lambda i, _: work(i), (item, item)), range(n_items)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_thread_where_small(like: torch.Tensor) -> Iterator[None]:
+    """Run operations on tensors of this size on one thread: a second goes on spinning into the pass."""
+    threads = torch.get_num_threads()
+    if like.numel() >= SMALL:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 
