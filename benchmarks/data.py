@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fastclust.extract import extract
@@ -41,6 +42,27 @@ def relu(n: int, d: int, seed: int = 0) -> Rows:
     rows: Rows = np.maximum(mixed, 0, out=mixed)
     rows[:, 3] = 0
     return _to_ten(rows)
+
+
+def relu_on(device: torch.device, n: int, d: int, dtype: str = "float32", seed: int = 0) -> torch.Tensor:
+    """Return (n, d) rows of the same kind as `relu`'s, made on a device by its own random numbers.
+
+    They are made a million at a time, so that no more than the rows and a few hundred MB is ever held.
+    """
+    random = torch.Generator(device).manual_seed(seed)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=random, device=device)
+
+    kinds, mixing, loudness = normal(30, 8), normal(8, d), (0.7 * normal(d)).exp()
+    rows = torch.empty(n, d, device=device)
+    for part in torch.split(rows, 1_000_000):
+        kind = torch.randint(30, (len(part),), generator=random, device=device)
+        causes = (kinds[kind] + 0.3 * normal(len(part), 8)) * (0.6 * normal(len(part), 1)).exp()
+        torch.matmul(causes, mixing, out=part)
+        part.add_(normal(len(part), d), alpha=0.3).mul_(loudness).clamp_(min=0)
+    rows[:, 3] = 0
+    return rows.mul_(10 / rows.max()).to(getattr(torch, dtype))
 
 
 def relu1_2(n: int, d: int, seed: int = 0) -> Rows:

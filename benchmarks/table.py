@@ -1,21 +1,19 @@
-"""Write the README's table of results from the records: `python -m benchmarks.table`."""
+"""Write the README's tables of results from the records: `python -m benchmarks.table`."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cases import suite
 from benchmarks.run import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 FEATURES = {"blobs": "Gaussian blobs", "relu": "synthetic ReLU", "relu1_2": "relu1_2 of VGG-19, one image"}
-HEADER = """\
-| covariance | features | rows x features | pass: scikit-learn | fastclust | ratio | fit: scikit-learn | fastclust \
-| ratio | error |
-|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> int:
@@ -39,43 +37,198 @@ def replaced(readme: str, table: str) -> str:
 
 
 def render(records: list[dict[str, Any]]) -> str:
-    """Return the Markdown of all records: for each a paragraph on how it came about, and a table."""
-    if not records:
-        return "No measurements have been recorded yet."
-    return "\n\n".join(
-        f"{_heading(record)}\n\n{HEADER}\n" + "\n".join(map(_row, record["cases"])) for record in records
+    """Return the Markdown of all records, suite by suite, and what no GPU has run."""
+    parts = [shown(record) for name, shown in RENDERED.items() for record in records if record["suite"] == name]
+    if not parts:
+        parts = ["No measurements have been recorded yet."]
+    return "\n\n".join([*parts, never_on_a_gpu(records)])
+
+
+def never_on_a_gpu(records: list[dict[str, Any]]) -> str:
+    """Say which cases of the gpu suite no record has times of, so that none of them is taken to be known."""
+    timed = {case["name"] for record in records for case in record["cases"] if "statistics" in case}
+    missing = [case for case in suite("gpu") if case.name not in timed]
+    backends = list(dict.fromkeys(case.backend for case in missing))
+    if not missing:
+        return "Every case of the gpu suite has been timed on a GPU."
+    if not timed:
+        return f"Never run on a GPU: {', '.join(backends)}. There is no figure for one."
+    names = (
+        f"{backend} ({'; '.join(_settings(vars(case)) for case in missing if case.backend == backend)})"
+        for backend in backends
     )
+    return f"Never timed on a GPU: {', '.join(names)}."
 
 
-def _heading(record: dict[str, Any]) -> str:
-    machine = record["machine"]
-    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("scikit-learn", "torch", "numpy"))
+def _settings(case: dict[str, Any]) -> str:
+    return f"{case['covariance']}, {case['dtype']}, {case['precision']}"
+
+
+def _pairs(record: dict[str, Any]) -> str:
+    """Return the table of a suite of pairs with scikit-learn, and where scikit-learn was the faster one."""
     components = _all({case["k"] for case in record["cases"]})
     dtypes = _all({case["dtype"] for case in record["cases"]})
+    backends = _all({case["backend"] for case in record["cases"]})
     passes = _all({case["fit_passes"] for case in record["cases"]})
+    about = (
+        f"{_machine(record)}, {dtypes}, {components} components, fastclust's backend {backends}, against "
+        "scikit-learn's BayesianGaussianMixture on the same rows from the same start. A pass is E-step, M-step and "
+        f"bound in the middle of a fit; a fit is a whole one of {passes} passes. Medians of interleaved pairs, the "
+        "ratio's smallest and largest in brackets; the error is the largest of any statistic of a pass against the "
+        f"float64 oracle. {_rates(record)} {_versions(record)}"
+    )
+    more = [key for key in ("k", "dtype", "backend") if len({case[key] for case in record["cases"]}) > 1]
+    titles = {"k": "components", "dtype": "dtype", "backend": "backend"}
+    header = ["covariance", "features", "rows x features", *(titles[key] for key in more)]
+    header += ["pass: scikit-learn", "fastclust", "ratio", "fit: scikit-learn", "fastclust", "ratio", "error"]
+    rows = []
+    for case in record["cases"]:
+        cells = [case["covariance"], FEATURES[case["data"]], f"{case['n']:,} x {case['d']}"]
+        cells += [str(case[key]) for key in more]
+        for part in ("pass", "fit"):
+            if part in case:
+                ours, theirs, ratio = (case[part][side] for side in ("ours", "theirs", "ratio"))
+                times = f"{_number(ratio['median'])} ({_number(ratio['min'])} to {_number(ratio['max'])})"
+                cells += [_time(theirs["median"]), _time(ours["median"]), times]
+            else:
+                why = "wrong" if "refused" in case else f"{case['failed'].partition(':')[0]} failed"
+                cells += ["", "", f"not timed: {why}"]
+        rows.append([*cells, _error(case)])
+    return f"{about}\n\n{_table(header, rows)}{_losses(record)}"
+
+
+def _losses(record: dict[str, Any]) -> str:
+    """Return where scikit-learn was the faster one; nothing where it never was."""
+    lost = [
+        f"{case['covariance']} {case['n']:,} x {case['d']} ({part} {_number(case[part]['ratio']['median'])})"
+        for case in record["cases"]
+        for part in ("pass", "fit")
+        if part in case and case[part]["ratio"]["median"] < 1
+    ]
+    return f"\n\nscikit-learn was the faster one at: {', '.join(lost)}." if lost else ""
+
+
+def _growth(record: dict[str, Any]) -> str:
+    """Return the cost of a row by the number of rows, ours and the peers'."""
+    first, summary = record["cases"][0], record["growth"]
+    peers = list(dict.fromkeys(name for case in record["cases"] for name in case.get("peers", {})))
+    timed = [name for name in peers if any(name in case.get("ns_per_row", {}) for case in record["cases"])]
+    absent = [name for name in peers if name not in timed]
+    backends = _all({case["backend"] for case in record["cases"]})
+    about = (
+        f"What a pass costs a row, in ns: {first['covariance']}, {FEATURES[first['data']]} {first['dtype']} rows of "
+        f"{first['d']}, {first['k']} components, fastclust's backend {backends}. "
+    )
+    if summary:
+        aim = "within" if summary["reached"] else "not within"
+        ratio = summary["largest_over_smallest"]
+        about += f"The dearest row costs {ratio:.3g} times the cheapest, {aim} the {summary['aim']:g} that is the aim. "
+    whats = {name: case["peers"][name]["what"] for case in record["cases"] for name in timed if name in case["peers"]}
+    about += "".join(f"{name} is {what}. " for name, what in whats.items())
+    about += f"Not timed: {', '.join(absent)}. " if absent else ""
+    rows = []
+    for case in record["cases"]:
+        costs = case.get("ns_per_row", {})
+        cells = [_cost(costs[name]["median"]) if name in costs else _why(case, name) for name in ("ours", *timed)]
+        share = f"{case['pass']['share_of_floor']:.0%}" if "pass" in case else ""
+        rows.append([f"{case['n']:,}", *cells, share, _error(case)])
+    header = ["rows", "fastclust", *timed, "fastclust's share of the floor", "error"]
+    return f"{about}{_machine(record)}. {_rates(record)} {_versions(record)}\n\n{_table(header, rows)}"
+
+
+def _why(case: dict[str, Any], name: str) -> str:
+    """Return in a few words why there is no time."""
+    if "refused" in case:
+        return "not timed: wrong"
+    return str(case["peers"][name]["not_timed"]).partition(":")[0]
+
+
+def _tiles(record: dict[str, Any]) -> str:
+    """Return the time to convergence, both sides'."""
+    (case,) = record["cases"]
+    about = (
+        f"From features to a converged mixture: relu1_2 of VGG-19 on eight histology tiles, {case['n']:,} x "
+        f"{case['d']} {case['dtype']} rows, {case['k']} components, {case['covariance']}, "
+        "`fastclust.BayesianGaussianMixture` in place of scikit-learn's with the same `random_state` and "
+        f"`tol={case['parameters']['tol']:g}`. {_machine(record)}. {_versions(record)}"
+    )
+    rows = []
+    for name, side in (("scikit-learn", case["theirs"]), (f"fastclust, {case['ours']['backend']}", case["ours"])):
+        bound = f"{side['lower_bound'] / case['n']:.6f}"
+        rows.append(
+            [name, _time(side["seconds"]["median"]), str(side["n_iter"]), "yes" if side["converged"] else "no", bound]
+        )
+    rows[-1][1] += f", {_number(case['ratio'])} times faster"
+    return f"{about}\n\n{_table(['', 'time', 'passes', 'converged', 'bound, nats a row'], rows)}"
+
+
+def _gpu(record: dict[str, Any]) -> str:
+    """Return what a card did, case by case, and which backends' tests failed."""
+    card, first = record["card"] or {}, record["cases"][0]
+    name = card.get("name") or record["machine"]["devices"][0]["name"]
+    products = record["matrix_products_gflop_per_second"]
+    each = ", ".join(f"{rate / 1e3:.3g} in {dtype}" for dtype, rate in products.items())
+    tests = "; ".join(
+        f"{backend} {counts['passed']} passed, {counts['failed']} failed" for backend, counts in record["tests"].items()
+    )
+    about = (
+        f"{name}, driver {card.get('driver_version', 'unknown')}. It copies {record['copy_gbytes_per_second']:.0f} "
+        f"GB/s and multiplies matrices at {each} TFLOP/s; the floor is by the largest. A pass is E-step and sums over "
+        f"{first['d']} features and {first['k']} components. Tests: {tests}. {_versions(record)}"
+    )
+    header = ["covariance", "rows", "backend", "precision", "pass", "GB/s", "TFLOP/s", "of the floor", "against torch"]
+    rows = []
+    for case in record["cases"]:
+        cells = [case["covariance"], f"{case['n']:,} {case['dtype']}", case["backend"], case["precision"]]
+        if "statistics" in case:
+            cells += [_time(case["statistics"]["median"]), f"{case['gbytes_per_second']:.0f}"]
+            cells += [f"{case['gflop_per_second'] / 1e3:.3g}", f"{case['share_of_floor']:.0%}"]
+            cells.append(f"{_number(case['times_torch'])} times" if "times_torch" in case else "")
+        else:
+            why = next(key for key in ("refused", "failed", "left_out") if key in case)
+            cells += [why.replace("_", " "), "", "", "", ""]
+        rows.append([*cells, _error(case)])
+    return f"{about}\n\n{_table([*header, 'error'], rows)}"
+
+
+RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {  # in the order of the README
+    "tiles": _tiles,
+    "growth": _growth,
+    "cpu": _pairs,
+    "sweep": _pairs,
+    "gpu": _gpu,
+    "quick": _pairs,
+}
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" if cells[0] != "---" else f"|{'|'.join(cells)}|" for cells in lines)
+
+
+def _machine(record: dict[str, Any]) -> str:
+    return f"{record['machine']['cpu']}, {record['machine']['cores']} cores"
+
+
+def _rates(record: dict[str, Any]) -> str:
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {dtypes}, {components} components, against scikit-learn's "
-        "BayesianGaussianMixture on the same rows from the same start. A pass is E-step, M-step and bound in the "
-        f"middle of a fit; a fit is a whole one of {passes} passes. Medians of interleaved pairs, the ratio's smallest "
-        "and largest in brackets; the error is the largest of any statistic of a pass against the float64 oracle. "
         f"This machine multiplies matrices at {record['matrix_product_gflop_per_second']:.0f} GFLOP/s and copies at "
-        f"{record['copy_gbytes_per_second']:.0f} GB/s. "
-        f"{versions}; commit {_commit(record['commit'])}, {record['date']}."
+        f"{record['copy_gbytes_per_second']:.0f} GB/s."
     )
 
 
-def _row(case: dict[str, Any]) -> str:
-    cells = [case["covariance"], FEATURES[case["data"]], f"{case['n']:,} x {case['d']}"]
-    for part in ("pass", "fit"):
-        if part in case:
-            ours, theirs, ratio = (case[part][side] for side in ("ours", "theirs", "ratio"))
-            times = f"{_number(ratio['median'])} ({_number(ratio['min'])} to {_number(ratio['max'])})"
-            cells += [_time(theirs["median"]), _time(ours["median"]), times]
-        else:
-            why = "wrong" if "refused" in case else f"{case['failed'].partition(':')[0]} failed"
-            cells += ["", "", f"not timed: {why}"]
-    cells.append(f"{max(case['errors'].values()):.0e}" if "errors" in case else "")
-    return f"| {' | '.join(cells)} |"
+def _versions(record: dict[str, Any]) -> str:
+    versions = record["machine"]["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("scikit-learn", "torch", "numpy"))
+    return f"{named}; commit {_commit(record['commit'])}, {record['date']}."
+
+
+def _error(case: dict[str, Any]) -> str:
+    return f"{max(case['errors'].values()):.0e}" if "errors" in case else ""
+
+
+def _cost(ns: float) -> str:
+    return f"{ns:,.0f}" if ns >= 99.5 else f"{ns:.3g}"
 
 
 def _time(seconds: float) -> str:

@@ -2,43 +2,64 @@
 
 A source is an array (N, D), a memory map, an h5py dataset, a torch tensor, or a list of these with the same D, read one
 after the other. Rows keep the dtype that they are stored in; float16 rows are never copied to float32 whole.
+
+Rows that are on the host or in a file go to a GPU through `fastclust.staging`, while it computes. They stay there for
+the passes that follow where that takes no more than half of its free memory.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 
+from fastclust.staging import Lane, Slot, lane_of, staged
+
+log = logging.getLogger("fastclust")
+
 READ_BYTES = 64 << 20  # of a file that cannot be mapped, at a time
-COPY_BYTES = 256 << 20  # from the host to an accelerator, at a time
+COPY_BYTES = 64 << 20  # from the host to an accelerator, at a time; two buffers of this on either side
+KEPT_SHARE = 0.5  # of an accelerator's free memory, for rows that stay there
 
 
 class Blocks:
     """Iterate over the rows of a source as (n, D) tensors on a device; iterating again starts again.
 
     source: see the module. device: where blocks are wanted. On the CPU a block is a view of the source wherever
-    there is one, so a block may be as large as the source. weights: (N,) float64, not negative, how often each row
-    counts; None for once.
+    there is one, so a block may be as large as the source. On a GPU a block of rows that came from elsewhere is valid
+    until the next one is asked for. weights: (N,) float64, not negative, how often each row counts; None for once.
+    lane: how rows are copied to the device; None for the device's own way.
     Raises ValueError for a source that is not two-dimensional, or parts that differ in width, and TypeError for one
     that holds no real numbers.
     """
 
-    def __init__(self, source: Any, device: torch.device, weights: np.ndarray | None = None) -> None:
+    def __init__(
+        self, source: Any, device: torch.device, weights: np.ndarray | None = None, lane: Lane | None = None
+    ) -> None:
         self.parts = [_two_dimensional(part) for part in (source if isinstance(source, (list, tuple)) else [source])]
         widths = {int(part.shape[1]) for part in self.parts}
         if len(widths) != 1:
             raise ValueError(f"parts of the rows have different numbers of features: {sorted(widths)}")
-        self.device = device
+        self.device = _numbered(device)
+        self.lane = lane_of(self.device) if lane is None else lane
+        self._sources = list(self.parts)  # with what stays on the device in its place
         self.n_features = widths.pop()
         self.starts = np.cumsum([0] + [int(part.shape[0]) for part in self.parts])
         self.n_rows = int(self.starts[-1])
         self.weights = None if weights is None else torch.from_numpy(weights).to(device)
         # How many rows there are, each as often as it counts.
         self.total = float(self.n_rows) if weights is None else float(weights.sum())
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The dtypes of the blocks."""
+        return {_tensor(part[:0]).dtype for part in self.parts}
 
     @property
     def present(self) -> np.ndarray | None:
@@ -61,10 +82,51 @@ class Blocks:
             low += len(block)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for part in self.parts:
-            step = self._step(part)
-            for low in range(0, int(part.shape[0]), step):
-                yield _tensor(part[low : low + step]).to(self.device)
+        for away, run in groupby(range(len(self._sources)), self._is_away):
+            if away and self.lane is not None:
+                yield from self._through(self.lane, list(run))
+                continue
+            for part in (self._sources[index] for index in run):
+                step = self._step(part)
+                for low in range(0, int(part.shape[0]), step):
+                    yield _tensor(part[low : low + step]).to(self.device)
+
+    def _is_away(self, index: int) -> bool:
+        """Say whether a part goes through the lane: it is on the host, or in a file, and the device is not."""
+        part = self._sources[index]
+        return self.lane is not None and not (isinstance(part, torch.Tensor) and part.device == self.device)
+
+    def _through(self, lane: Lane, run: list[int]) -> Iterator[torch.Tensor]:
+        """Iterate over the rows of these parts, one after the other, and keep them on the device where they fit."""
+        parts = [self._sources[index] for index in run]
+        like = [_tensor(part[:0]) for part in parts]  # (0, D) in the dtype that rows are copied in
+        steps = [max(1, COPY_BYTES // (self.n_features * some.dtype.itemsize)) for some in like]
+        chunks = [
+            (i, low, min(low + steps[i], len(part)))
+            for i, part in enumerate(parts)
+            for low in range(0, len(part), steps[i])
+        ]
+        largest = max((high - low) * self.n_features * like[i].dtype.itemsize for i, low, high in chunks)
+        slots = [Slot(lane, largest) for _ in range(2)]
+        kept = self._room(lane, [(len(part), some.dtype) for part, some in zip(parts, like, strict=True)])
+        fills = (partial(_fill, parts[i], low, high) for i, low, high in chunks)
+        for (i, low, high), block in zip(chunks, staged(fills, slots), strict=True):
+            if kept:
+                lane.keep(block, kept[i][low:high])
+            yield block
+        for index, whole in zip(run, kept, strict=False):
+            self._sources[index] = whole
+
+    def _room(self, lane: Lane, sizes: list[tuple[int, torch.dtype]]) -> list[torch.Tensor]:
+        """Return where rows can stay on the device, for each number of rows and their dtype; nothing if it is short."""
+        need = sum(n * self.n_features * dtype.itemsize for n, dtype in sizes)
+        if need > KEPT_SHARE * lane.free():
+            return []
+        try:
+            return [torch.empty(n, self.n_features, dtype=dtype, device=self.device) for n, dtype in sizes]
+        except torch.OutOfMemoryError:  # in pieces that are too small
+            log.info("%d bytes of rows do not stay on %s: its memory is short", need, self.device)
+            return []
 
     def take(self, index: np.ndarray) -> torch.Tensor:
         """Return the rows of an increasing index (n,) as one (n, D) tensor on the device."""
@@ -120,6 +182,12 @@ def check_finite(rows: torch.Tensor, first: int) -> None:
     )
 
 
+def _numbered(device: torch.device) -> torch.device:
+    """Return the device with its number: tensors on "cuda" say "cuda:0"."""
+    unnumbered = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if unnumbered else device
+
+
 def _two_dimensional(part: Any) -> Any:
     """Return a part of a source as something sliced by rows: itself, or a NumPy array."""
     if isinstance(part, torch.Tensor):
@@ -139,11 +207,25 @@ def _two_dimensional(part: Any) -> Any:
     return part
 
 
-def _viewable(part: np.ndarray | torch.Tensor) -> bool:
+def _fill(part: Any, low: int, high: int, buffer: torch.Tensor) -> torch.Tensor:
+    """Write rows of a part, low to high, into a buffer of bytes, and return them as (n, D) there."""
+    in_file = hasattr(part, "read_direct") and _viewable(part)
+    rows = _tensor(part[:0] if in_file else part[low:high])
+    size = (high - low) * int(part.shape[1])
+    room = buffer[: size * rows.dtype.itemsize].view(rows.dtype).view(high - low, -1)
+    if in_file:
+        part.read_direct(room.numpy(), np.s_[low:high])  # from the file to the buffer, without an array between
+    else:
+        room.copy_(rows)
+    return room
+
+
+def _viewable(part: Any) -> bool:
     """Say whether torch can look at the part's memory as it is."""
     if isinstance(part, torch.Tensor):
         return part.is_floating_point()
-    return part.dtype in (np.float16, np.float32, np.float64) and all(stride >= 0 for stride in part.strides)
+    forward = all(stride >= 0 for stride in getattr(part, "strides", ()))  # a file has none
+    return part.dtype in (np.float16, np.float32, np.float64) and forward
 
 
 def _tensor(part: Any) -> torch.Tensor:

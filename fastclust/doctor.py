@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 import torch
 
 from fastclust import kernels, machine
+
+FLOAT32 = torch.float32
 
 
 def lines() -> Iterator[str]:
@@ -26,4 +29,11 @@ def lines() -> Iterator[str]:
         chosen, _, _ = kernels.select("auto", torch.device(where))
         for name, reason in kernels.available(torch.device(where)).items():
             state = f"cannot run: {reason}" if reason else "chosen by auto" if name == chosen else "can run"
-            yield f"{'backend':<14}{name} on {where}: {state}"
+            yield f"{'backend':<14}{name} on {where}: {state}{'' if reason else _left(name, torch.device(where))}"
+
+
+def _left(name: str, device: torch.device) -> str:
+    """Say which passes over float32 rows a backend leaves to the torch backend."""
+    _, backend, _ = kernels.select(name, device)
+    kinds = [kind for kind in get_args(kernels.CovarianceType) if kernels.left(backend, kind, FLOAT32, [FLOAT32])]
+    return f"; torch passes over the rows for {' and '.join(kinds)} covariance" if kinds else ""

@@ -32,6 +32,8 @@ class BayesianGaussianMixture(Mixture):
     ------------------------------------------------------------------
     device : str or torch.device, default="auto"
         Where to compute; "auto" for the rows' own device if they are on an accelerator, else CUDA if there is one.
+        Rows from the host or a file are copied there while it computes, and stay for the length of a fit where they
+        take no more than half of its free memory.
     backend : str, default="auto"
         The kernels; "auto" for the fastest that can run. `fastclust doctor` lists them.
     dtype : {"float32", "float64"} or None, default=None
@@ -42,7 +44,8 @@ class BayesianGaussianMixture(Mixture):
         as float32. "fast" errs up to a thousandth of a component's size, and computes labels and probabilities so as
         well. "mixed" is fast until a pass raises the bound by less than `tol`, and then high, two passes or more.
     block_rows : int or None, default=None
-        Rows that a kernel treats at once; None for its own choice.
+        Rows that a kernel treats at once; None for its own choice, on a GPU by its free memory. Where a GPU runs out
+        of memory they are halved, with a warning in the log.
 
     What differs
     ------------

@@ -1,7 +1,12 @@
-"""Coordinate ascent: blocks of rows -> statistics -> posterior -> bound -> stop."""
+"""Coordinate ascent: blocks of rows -> statistics -> posterior -> bound -> stop.
+
+On a GPU a pass is queued without a look at any value. The host waits once a pass, for the bound: the stopping test
+needs it, and it is not a number where a covariance was not positive definite.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -41,7 +46,14 @@ def by_size(statistics: Statistics) -> torch.Tensor:
 
 
 def posterior_of(prior: Prior, statistics: Statistics, scatter: torch.Tensor | None) -> Posterior:
-    """Return the posterior given statistics; scatter: (D, D) of all rows, for tied covariance."""
+    """Return the posterior given statistics; scatter: (D, D) of all rows, for tied covariance.
+
+    Raises IllDefinedCovarianceError where a covariance is not positive definite.
+    """
+    return variational.check(_update(prior, statistics, scatter))
+
+
+def _update(prior: Prior, statistics: Statistics, scatter: torch.Tensor | None) -> Posterior:
     sxx = statistics.sxx if statistics.sxx is not None else scatter
     if sxx is None:
         raise ValueError("tied covariance needs the scatter of all rows")
@@ -51,8 +63,17 @@ def posterior_of(prior: Prior, statistics: Statistics, scatter: torch.Tensor | N
 
 def bound_of(posterior: Posterior, statistics: Statistics) -> float:
     """Return the lower bound of a posterior and of the statistics that it follows from, in nats, summed over rows."""
+    return fetched(_bound(posterior, statistics))
+
+
+def _bound(posterior: Posterior, statistics: Statistics) -> torch.Tensor:
     with one_thread_where_small(posterior.covariances):
-        return float(variational.lower_bound(posterior, statistics.entropy))
+        return variational.lower_bound(posterior, statistics.entropy)
+
+
+def fetched(bound: torch.Tensor) -> float:
+    """Return a bound () as a number: the host waits for the device."""
+    return float(bound)
 
 
 def ascend(
@@ -85,8 +106,10 @@ def ascend(
         statistics = rows.statistics(coefficients(posterior))
         if sort_sticks:
             statistics = statistics.take(by_size(statistics))
-        posterior = posterior_of(prior, statistics, scatter)
-        bound = bound_of(posterior, statistics)
+        posterior = _update(prior, statistics, scatter)
+        bound = fetched(_bound(posterior, statistics))
+        if not math.isfinite(bound):
+            variational.check(posterior)
         bounds.append(bound)
         change, lower_bound = bound - lower_bound, bound
         if on_pass is not None:

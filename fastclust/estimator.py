@@ -65,6 +65,8 @@ class DPGMM(Mixture):
     random_state : int, RandomState or None, default=None
     device : str or torch.device, default="auto"
         Where to compute; "auto" for the rows' own device if they are on an accelerator, else CUDA if there is one.
+        Rows from the host or a file are copied there while it computes, and stay for the length of a fit where they
+        take no more than half of its free memory.
     backend : str, default="auto"
         The kernels; "auto" for the fastest that can run. `fastclust doctor` lists them.
     dtype : {"float32", "float64"}, default="float32"
@@ -74,7 +76,8 @@ class DPGMM(Mixture):
         as float32. "fast" errs up to a thousandth of a component's size, and computes labels and probabilities so as
         well. "mixed" is fast until a pass raises the bound by less than `tol`, and then high, two passes or more.
     block_rows : int or None, default=None
-        Rows that a kernel treats at once; None for its own choice.
+        Rows that a kernel treats at once; None for its own choice, on a GPU by its free memory. Where a GPU runs out
+        of memory they are halved, with a warning in the log.
     verbose : int, default=0
         Print the bound every 10 passes (1) or every pass (2).
 
@@ -96,7 +99,7 @@ class DPGMM(Mixture):
         of partial_fit that brought the last new one
     feature_names_in_ : (n_features_in_,) of object, only where rows came with names
     feature_offset_, feature_scale_ : float, mapped = (row - feature_offset_) * feature_scale_
-    backend_, device_ : str, what computed
+    backend_, device_ : str, what computed: the backend whose kernels passed over the rows, and where
     source_ : dict, only of models that `fastclust fit` or `run` fitted: model, node, layer and weights of the rows
     All arrays are NumPy's, of float64 where nothing else is said.
     """

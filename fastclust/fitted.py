@@ -50,15 +50,13 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> Any:
         """Return the responsibilities (n_samples, n_components)."""
         given, rows = self._rows_of(X)
-        coefficients = engine.coefficients(self._posterior(rows))
-        parts = [
-            rows.backend.responsibilities(block, coefficients, rows.frame, rows.dtype, rows.block_rows, rows.precision)
-            for block in rows.blocks
-        ]
-        proba = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if not bool(torch.isfinite(proba).all()):
-            check_finite(torch.cat(list(rows.blocks)), 0)
-        return self._floats(given, proba)
+        parts, seen = [], 0
+        for block, proba in rows.responsibilities(engine.coefficients(self._posterior(rows))):
+            if not bool(torch.isfinite(proba).all()):
+                check_finite(block, seen)
+            parts.append(proba)
+            seen += len(block)
+        return self._floats(given, torch.cat(parts) if len(parts) > 1 else parts[0])
 
     def sample(self, n_samples: int = 1) -> tuple[Any, Any]:
         """Draw rows from the mixture at its posterior means, in unmapped units.
@@ -148,7 +146,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _open(
         self, X: Any, *, fitting: bool = False, reset: bool = False, least: int = 1, sample_weight: Any = None
     ) -> tuple[Given, Blocks, kernels.Backend, str]:
-        """Return X as given, its rows as blocks on the device, and the backend with its name.
+        """Return X as given, its rows as blocks on the device, the backend, and the name of what passes over the rows.
 
         fitting: whether to make numbers of strings and other objects, as scikit-learn's fit does and its predict does
         not. reset: whether X says how many features there are, and their names. least: rows that there must be.
@@ -182,9 +180,12 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 "features as input."
             )
         name, backend, passed_over = kernels.select(self.backend, device)
+        reason = kernels.left(backend, self.covariance_type, self._arithmetic(blocks.parts), blocks.dtypes)
+        if reason is not None:
+            name, passed_over = "torch", passed_over | {name: reason}
         reasons = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())
         log.info("backend %s on %s%s", name, device, reasons)
-        if self.precision != "high" and "fast" not in backend.PRECISIONS:
+        if self.precision != "high" and (reason is not None or "fast" not in backend.PRECISIONS):
             log.info("backend %s has one arithmetic: precision %r changes nothing", name, self.precision)
         return given, blocks, backend, name
 

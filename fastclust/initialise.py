@@ -176,7 +176,7 @@ def _hard(
 
 
 def _one_hot(labels: torch.Tensor, n_components: int) -> torch.Tensor:
-    return torch.nn.functional.one_hot(labels.long(), n_components).double()
+    return (labels[:, None] == torch.arange(n_components, device=labels.device)).double()
 
 
 def _one_each(rows: Rows, picked: torch.Tensor, kind: CovarianceType) -> Statistics:

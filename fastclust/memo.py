@@ -81,11 +81,18 @@ def _with(batch: Batch, statistics: Statistics) -> Batch:
 def fingerprint(blocks: Blocks) -> str:
     """Return what tells a batch from others: a hash of its rows as they are stored, and of their weights."""
     found = hashlib.sha1(repr((blocks.n_rows, blocks.n_features)).encode(), usedforsecurity=False)  # 2 GB/s
-    for block, weights in blocks.weighted():
-        for part in (block, weights):
-            if part is None:
-                continue
-            found.update(str(part.dtype).encode())
-            for piece in torch.split(part, HASH_ROWS):  # a copy of no more than this
-                found.update(host(piece.contiguous().view(torch.uint8)).data)
+    dtype: torch.dtype | None = None
+    for block in Blocks(blocks.parts, CPU):  # whatever device they go to
+        if block.dtype != dtype:  # said once, for how rows are cut into blocks is no part of them
+            dtype = block.dtype
+            found.update(str(dtype).encode())
+        _hash(found, block)
+    if blocks.weights is not None:
+        found.update(str(blocks.weights.dtype).encode())
+        _hash(found, blocks.weights)
     return found.hexdigest()
+
+
+def _hash(found: hashlib._Hash, part: torch.Tensor) -> None:
+    for piece in torch.split(part, HASH_ROWS):  # a copy of no more than this
+        found.update(host(piece.contiguous().view(torch.uint8)).data)

@@ -8,10 +8,11 @@ relu1_2 of VGG-19: moving every column makes nk ten times less exact).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
+from typing import TypeVar
 
 import torch
 
@@ -19,9 +20,12 @@ from fastclust.blocks import Blocks
 from fastclust.kernels import Backend, Coefficients, Frame, Precision, Statistics
 from fastclust.kernels.duplicates import merge
 from fastclust.kernels.threads import one_thread_where_small
+from fastclust.pieces import Pieces
 from fastclust.summary import Summary
 
 MOVE_BEYOND = 4.0  # deviations
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Rows:
 
     offset, scale: (D,) float64, the affine map from stored to mixture values, z = (x - offset) * scale.
     centre: (D,) float64, where the coordinates y = z - centre of every pass, prior and posterior have their zero.
-    dtype: of the arithmetic over rows. block_rows: rows that the backend treats at once; None for its own choice.
+    dtype: of the arithmetic over rows. block_rows: rows that the backend treats at once; None for its own choice. Fewer
+    where the device runs out of memory: see `fastclust.pieces`.
     precision: of products over rows, where the backend has more than one.
     """
 
@@ -42,6 +47,7 @@ class Rows:
     centre: torch.Tensor
     block_rows: int | None = None
     precision: Precision = "high"
+    pieces: Pieces = field(default_factory=Pieces)
     frame: Frame = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,8 +64,9 @@ class Rows:
         found = reduce(
             add,
             (
-                self.backend.statistics(block, here, self.frame, self.dtype, weights, self.block_rows, self.precision)
+                part
                 for block, weights in self.blocks.weighted()
+                for _, part in self.pieces.over(block, self.block_rows, partial(self._statistics, block, weights, here))
             ),
         )
         if merged is None:
@@ -70,15 +77,32 @@ class Rows:
     def assigned(self, coefficients: Coefficients) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Iterate over blocks (n, D) with their rows' most probable components (n,) int32 and log-densities (n,)."""
         for block in self.blocks:
-            yield (
-                block,
-                *self.backend.assign(block, coefficients, self.frame, self.dtype, self.block_rows, self.precision),
-            )
+            label = partial(self._shown, self.backend.assign, block, coefficients)
+            for piece, (labels, density) in self.pieces.over(block, self.block_rows, label):
+                yield block[piece], labels, density
+
+    def responsibilities(self, coefficients: Coefficients) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Iterate over blocks (n, D) with their rows' responsibilities (n, K)."""
+        for block in self.blocks:
+            share = partial(self._shown, self.backend.responsibilities, block, coefficients)
+            for piece, r in self.pieces.over(block, self.block_rows, share):
+                yield block[piece], r
 
     def in_own_frame(self) -> Rows:
         """Return these rows for tensors that are in the passes' coordinates already."""
         zero = torch.zeros_like(self.offset)
         return replace(self, offset=zero, scale=zero + 1, centre=zero)
+
+    def _statistics(
+        self, block: torch.Tensor, weights: torch.Tensor | None, coefficients: Coefficients, piece: slice
+    ) -> Statistics:
+        some = None if weights is None else weights[piece]
+        return self.backend.statistics(
+            block[piece], coefficients, self.frame, self.dtype, some, self.block_rows, self.precision
+        )
+
+    def _shown(self, what: Callable[..., T], block: torch.Tensor, coefficients: Coefficients, piece: slice) -> T:
+        return what(block[piece], coefficients, self.frame, self.dtype, self.block_rows, self.precision)
 
     def read(self, stored: torch.Tensor) -> torch.Tensor:
         """Return stored rows (n, D) in the passes' coordinates and dtype."""

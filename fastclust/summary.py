@@ -10,9 +10,11 @@ from operator import add
 import torch
 
 from fastclust.blocks import Blocks, check_finite
+from fastclust.kernels.memory import share_of_free
 from fastclust.kernels.threads import over_parts
 
 CHUNK = 4096  # rows that a thread of the CPU looks at in float64 at a time
+CHUNK_BYTES = 512 << 20  # that an accelerator takes for what it looks at
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def _summary_of_part(
     block: torch.Tensor, weights: torch.Tensor | None, outer: bool, first: int, start: int, stop: int
 ) -> Summary | None:
     found: Summary | None = None
-    step = CHUNK if block.device.type == "cpu" else max(stop - start, 1)
+    bytes_of_row = 8 * 4 * block.shape[1]  # in float64, less the mean, times its weight, and one to spare
+    step = CHUNK if block.device.type == "cpu" else max(1, share_of_free(block.device, CHUNK_BYTES) // bytes_of_row)
     for low in range(start, stop, step):
         some = slice(low, min(low + step, stop))
         here = _summary(block[some], None if weights is None else weights[some], outer, first + low)

@@ -93,7 +93,8 @@ def update(
     nk: (K,) responsibilities summed over rows. sx: (K, D) and sxx: first and second moments about the points `about`
     (K, D). sxx is (K, D, D) for full, (K, D) for diag, (K,) (summed over D) for spherical, and for tied (D, D), the
     scatter of all rows about the coordinates' zero.
-    Raises IllDefinedCovarianceError where a covariance is not positive definite.
+    Where a covariance is not positive definite, precisions_cholesky is NaN, and so is the lower bound; `check` raises
+    then. Nothing here looks at a value: for that, the host would wait for a GPU.
     Source: Bishop 2006, eq. 10.51-10.53 and 10.58-10.63; Blei & Jordan 2006, eq. 18-19.
     """
     _, n_features = sx.shape
@@ -152,18 +153,23 @@ def update(
 def precisions_cholesky(covariances: torch.Tensor, kind: CovarianceType) -> torch.Tensor:
     """Return U, upper triangular, with U U^T the inverse of each covariance; for diag and spherical its root.
 
-    Raises IllDefinedCovarianceError where a covariance is not positive definite.
+    NaN for a covariance that is not positive definite.
     """
     if kind in ("diag", "spherical"):
-        if not bool((covariances > 0).all()):
-            raise IllDefinedCovarianceError
-        return covariances.rsqrt()
+        return covariances.rsqrt().masked_fill(~(covariances > 0), torch.nan)
     lower, failed = torch.linalg.cholesky_ex(covariances)
-    if bool(failed.any()) or not bool(torch.isfinite(lower).all()):
-        raise IllDefinedCovarianceError
+    positive = (failed == 0) & torch.isfinite(lower).all(-1).all(-1)
+    lower = lower.masked_fill(~positive[..., None, None], torch.nan)
     identity = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
     inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
     return inverse.mT
+
+
+def check(posterior: Posterior) -> Posterior:
+    """Return the posterior, or raise IllDefinedCovarianceError where a covariance is not positive definite."""
+    if not bool(torch.isfinite(posterior.precisions_cholesky).all()):
+        raise IllDefinedCovarianceError
+    return posterior
 
 
 def expected_log_weights(posterior: Posterior) -> torch.Tensor:

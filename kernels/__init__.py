@@ -8,7 +8,8 @@ why it cannot run on a device, or None where it can:
     assign(rows, coefficients, frame, dtype)                the most probable component and the log-density of a row
     responsibilities(rows, coefficients, frame, dtype)      (N, K)
 
-and PRECISIONS, the arithmetics that it has for products over rows.
+One that leaves passes over some rows to the torch backend has `why_not(covariance_type, dtype, stored)` too.
+PRECISIONS are the arithmetics that it has for products over rows.
 
 Backends know no priors: `fastclust.kernels.contract` says what they get and what they give back.
 """
@@ -17,7 +18,7 @@ if __name__ != "fastclust.kernels":
     raise ImportError(f"these kernels are fastclust.kernels and cannot be imported as {__name__!r}")
 
 from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
-from fastclust.kernels.table import AUTOMATIC, BACKENDS, Backend, available, select
+from fastclust.kernels.table import AUTOMATIC, BACKENDS, Backend, available, left, select
 
 __all__ = [
     "AUTOMATIC",
@@ -29,5 +30,6 @@ __all__ = [
     "Precision",
     "Statistics",
     "available",
+    "left",
     "select",
 ]

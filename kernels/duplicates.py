@@ -49,14 +49,24 @@ class Merged:
 def merge(coefficients: Coefficients) -> Merged | None:
     """Return coefficients with equal components merged; None where no two are equal, to the last bit."""
     means, precision = coefficients.means, coefficients.precision
-    own = means if coefficients.covariance_type == "tied" else torch.cat([means, precision.reshape(len(means), -1)], 1)
-    seen: dict[bytes, int] = {}
-    group = torch.tensor([seen.setdefault(row.tobytes(), len(seen)) for row in own.cpu().numpy()])
-    if len(seen) == len(means):
+    tied = coefficients.covariance_type == "tied"
+    firsts: list[int] = []  # of the groups
+    of_mean: dict[bytes, list[int]] = {}  # groups with that mean
+    groups: list[int] = []
+    for k, mean in enumerate(means.cpu().numpy()):
+        alike = of_mean.setdefault(mean.tobytes(), [])
+        same = next((g for g in alike if tied or torch.equal(precision[k], precision[firsts[g]])), None)
+        if same is None:
+            same = len(firsts)
+            firsts.append(k)
+            alike.append(same)
+        groups.append(same)
+    if len(firsts) == len(means):
         return None
-    members = group == torch.arange(len(seen))[:, None]  # (G, K)
+    group = torch.tensor(groups)
+    members = group == torch.arange(len(firsts))[:, None]  # (G, K)
     offset = torch.where(members, coefficients.offset.cpu(), -torch.inf)
-    first, total = members.int().argmax(1), torch.logsumexp(offset, 1)
+    first, total = torch.tensor(firsts), torch.logsumexp(offset, 1)
     share = (coefficients.offset.cpu() - total[group]).exp()
     device = means.device
     group, share, first = (part.to(device) for part in (group, share, first))

@@ -12,15 +12,24 @@ import torch
 
 from fastclust.kernels import numba_diag, numba_full
 from fastclust.kernels import torch as plain
-from fastclust.kernels.contract import Coefficients, Frame, Precision, Statistics
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
 from fastclust.kernels.torch import PRECISIONS, moments, responsibilities
 
-__all__ = ["PRECISIONS", "assign", "moments", "responsibilities", "statistics", "unavailable"]
+__all__ = ["PRECISIONS", "assign", "moments", "responsibilities", "statistics", "unavailable", "why_not"]
 
 
 def unavailable(device: torch.device) -> str | None:
     """Say why this backend cannot run on a device: it is for the CPU."""
     return None if device.type == "cpu" else "it runs on the CPU"
+
+
+def why_not(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.dtype) -> str | None:
+    """Say why the torch backend passes over the rows of a covariance type, in dtype; None where this one does."""
+    return (
+        "tied covariance has no numba kernel: its products are few, and in float64"
+        if covariance_type == "tied"
+        else None
+    )
 
 
 def statistics(

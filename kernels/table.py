@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Protocol, cast
 
 import torch
@@ -109,6 +110,15 @@ def select(name: str, device: torch.device) -> tuple[str, Backend, dict[str, str
             return other, _module(other), passed_over
         passed_over[other] = reason
     raise RuntimeError(f"no backend can run on {device}: {passed_over}")
+
+
+def left(backend: Backend, kind: CovarianceType, dtype: torch.dtype, stored: Iterable[torch.dtype]) -> str | None:
+    """Say why a backend leaves the passes over rows to the torch backend's functions; None where it does not.
+
+    dtype: of the arithmetic. stored: the dtypes of the rows. A backend that leaves any has a function `why_not`.
+    """
+    why_not = getattr(backend, "why_not", lambda *what: None)
+    return next((reason for one in stored if (reason := why_not(kind, dtype, one)) is not None), None)
 
 
 def _module(name: str) -> Backend:

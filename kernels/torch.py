@@ -3,8 +3,9 @@
 Responsibilities below e^FLOOR of the row's largest are zero: denormal numbers would cost more than half of a pass, in
 exp() and again in the products, and e^-40 weighs less than 1e-8 of a row, summed over a billion rows.
 
-On the CPU each thread works through tiles of its own: see `fastclust.kernels.threads`. There is one arithmetic:
-`precision` changes nothing.
+On the CPU each thread works through tiles of its own: see `fastclust.kernels.threads`. On an accelerator nothing here
+looks at a value, so the host never waits: see `fastclust.kernels.torch_device`. There is one
+arithmetic: `precision` changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 
 from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
 from fastclust.kernels.threads import over_parts
-from fastclust.kernels.torch_forms import Form, Space, Sums, form_of, tile_rows
+from fastclust.kernels.torch_device import form_on, scatter
+from fastclust.kernels.torch_forms import Form, Space, Sums, tile_rows
 
 FLOOR = {torch.float32: -40.0, torch.float64: -600.0}  # nats; products with small features stay normal numbers
 
@@ -42,7 +44,7 @@ def statistics(
     precision: Precision = "high",
 ) -> Statistics:
     """Return the statistics of rows (N, D) under the coefficients; see the backend protocol."""
-    return statistics_of(form_of(coefficients, dtype), rows, frame, weights, block_rows)
+    return statistics_of(form_on(rows.device, coefficients, dtype), rows, frame, weights, block_rows)
 
 
 def statistics_of(
@@ -109,6 +111,8 @@ def _moments(y: torch.Tensor, r: torch.Tensor, covariance_type: CovarianceType, 
         sxx = r @ y.square().sum(1)
     elif covariance_type == "full":
         centre = about
+        if y.device.type != "cpu":
+            return Statistics(nk, *scatter(y, r, about), zero, zero, centre)
         sxx = torch.empty(*sx.shape, sx.shape[1], dtype=torch.float64, device=y.device)
         for k in range(len(sx)):
             some = torch.nonzero(r[k])[:, 0]
@@ -127,7 +131,7 @@ def assign(
     precision: Precision = "high",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
-    form = form_of(coefficients, dtype)
+    form = form_on(rows.device, coefficients, dtype)
     labels = torch.empty(len(rows), dtype=torch.int32, device=rows.device)
     density = torch.empty(len(rows), dtype=dtype, device=rows.device)
     component = torch.arange(coefficients.n_components, dtype=dtype, device=rows.device)[:, None]
@@ -156,7 +160,7 @@ def responsibilities(
     precision: Precision = "high",
 ) -> torch.Tensor:
     """Return the responsibilities (N, K)."""
-    form = form_of(coefficients, dtype)
+    form = form_on(rows.device, coefficients, dtype)
     out = torch.empty(len(rows), coefficients.n_components, dtype=dtype, device=rows.device)
 
     def work(start: int, stop: int, tile: int) -> None:

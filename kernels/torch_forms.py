@@ -22,11 +22,12 @@ import math
 import torch
 
 from fastclust.kernels.contract import Coefficients, Statistics
+from fastclust.kernels.memory import share_of_free
 
 TIGHT, PEAKED = 3e3, 2e2  # nats
 STRIP = 512  # rows whose sums are float32; of 30,000 rows that were alike, a variance erred by a third
 TILE_BYTES = {"cpu": 4 << 20}  # measured best of 0.25 to 4 MiB: smaller tiles pay more for starting operations
-TILE_BYTES_DEVICE = 512 << 20  # on an accelerator: enough work for one launch
+TILE_BYTES_DEVICE = 512 << 20  # on an accelerator: enough work for one launch; less where less is free
 TILE_ROWS = (64, 1 << 20)
 
 
@@ -126,7 +127,7 @@ class Tied:
         y64 = space.wide(len(y), self.n_features).copy_(y)
         whitened = (y64 - self.middle) @ self.root  # (n, D)
         linear = torch.addmm(self.const, self.linear, whitened.T)
-        return space.logits(len(y)).copy_(linear.sub_(torch.linalg.vecdot(whitened, whitened), alpha=0.5))
+        return space.logits(len(y)).copy_(linear.sub_(whitened.square().sum(1), alpha=0.5))
 
     def add_moments(self, y: torch.Tensor, p: torch.Tensor, space: Space, total: Sums) -> None:
         """Add the moments of rows (n, D) for responsibilities p (K, n)."""
@@ -214,7 +215,7 @@ def form_of(coefficients: Coefficients, dtype: torch.dtype) -> Form:
 
 def tile_rows(row_bytes: int, device: torch.device) -> int:
     """Return how many rows of a size fit the cache, or give an accelerator enough to do: a power of two."""
-    budget = TILE_BYTES.get(device.type, TILE_BYTES_DEVICE)
+    budget = TILE_BYTES.get(device.type) or share_of_free(device, TILE_BYTES_DEVICE)
     return max(TILE_ROWS[0], min(TILE_ROWS[1], 1 << max(budget // row_bytes, 1).bit_length() - 1))
 
 

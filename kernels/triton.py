@@ -63,8 +63,8 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def why_not(dtype: torch.dtype, stored: torch.dtype) -> str | None:
-    """Say why the torch backend takes arithmetic in dtype or rows stored so; None if it does not."""
+def why_not(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.dtype) -> str | None:
+    """Say why the torch backend takes arithmetic in dtype or rows stored so, whatever the covariance; None if not."""
     if dtype != torch.float32:
         return f"arithmetic in {dtype} was asked for, and the Triton kernels compute in float32"
     return None if stored in STORED else f"rows are {stored}, and the Triton kernels read {STORED}"
@@ -75,8 +75,8 @@ def _tell(reason: str) -> None:
     log.info("backend triton leaves this to the torch backend: %s", reason)
 
 
-def _left(dtype: torch.dtype, stored: torch.dtype) -> bool:
-    reason = why_not(dtype, stored)
+def _left(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.dtype) -> bool:
+    reason = why_not(covariance_type, dtype, stored)
     if reason is not None:
         _tell(reason)
     return reason is not None
@@ -105,7 +105,7 @@ def statistics(
 
     precision: of matrix products in float32, "high", three terms of tf32, or "fast", three of bfloat16.
     """
-    if _left(dtype, rows.dtype):
+    if _left(coefficients.covariance_type, dtype, rows.dtype):
         return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
     from fastclust.kernels import triton_full_launch as full_launch
     from fastclust.kernels import triton_launch as launch
@@ -132,7 +132,7 @@ def moments(
     dtype: torch.dtype,
 ) -> Statistics:
     """Return the statistics of rows (N, D) for given responsibilities (N, K); see the backend protocol."""
-    if _left(dtype, rows.dtype):
+    if _left(covariance_type, dtype, rows.dtype):
         return plain.moments(rows, responsibilities, covariance_type, about, frame, dtype)
     from fastclust.kernels import triton_full_launch as full_launch
     from fastclust.kernels import triton_launch as launch
@@ -151,7 +151,7 @@ def assign(
     precision: Precision = "high",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
-    if _left(dtype, rows.dtype):
+    if _left(coefficients.covariance_type, dtype, rows.dtype):
         return plain.assign(rows, coefficients, frame, dtype, block_rows)
     from fastclust.kernels import triton_launch as launch
 
@@ -173,7 +173,7 @@ def responsibilities(
     precision: Precision = "high",
 ) -> torch.Tensor:
     """Return the responsibilities (N, K)."""
-    if _left(dtype, rows.dtype):
+    if _left(coefficients.covariance_type, dtype, rows.dtype):
         return plain.responsibilities(rows, coefficients, frame, dtype, block_rows)
     from fastclust.kernels import triton_launch as launch
 

@@ -224,7 +224,7 @@ def test_install_and_uninstall(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_line_says_where_the_class_runs(capsys: pytest.CaptureFixture[str], installed: None) -> None:
-    mixture = sklearn.mixture.BayesianGaussianMixture().fit(blobs(20))
+    mixture = sklearn.mixture.BayesianGaussianMixture().fit(blobs(20).astype("float32"))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.split(";")[0] == f"{LINE}{mixture.backend_} on {mixture.device_.split(':')[0]}"
 

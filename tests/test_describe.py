@@ -97,6 +97,7 @@ def test_doctor_names_machine_versions_and_backends() -> None:
     for backend in kernels.BACKENDS:
         assert f"{backend} on cpu: " in result.out
     assert result.out.count("on cpu: chosen by auto") == 1
+    assert "numba on cpu: chosen by auto; torch passes over the rows for tied covariance" in result.out
 
 
 def test_doctor_says_why_a_backend_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

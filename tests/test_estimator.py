@@ -17,6 +17,7 @@ from sklearn.mixture import BayesianGaussianMixture
 
 import fastclust
 from fastclust import DPGMM
+from fastclust.kernels import torch as plain
 
 KINDS = ("full", "tied", "diag", "spherical")
 WEIGHT_PRIORS = ("dirichlet_process", "dirichlet_distribution")
@@ -357,6 +358,21 @@ def test_devices_and_backends_are_what_was_asked_for(caplog):
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="no CUDA device"):
             fit(X, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_backend_that_is_named_is_the_one_that_passed_over_the_rows(kind, dtype, monkeypatch, caplog):
+    X = blobs(50, 3)
+    passes = []
+    whole = plain.statistics
+    monkeypatch.setattr(plain, "statistics", lambda *given: (passes.append(1), whole(*given))[1])
+    with caplog.at_level("INFO", logger="fastclust"):
+        model = fit(X, n_components=2, device="cpu", covariance_type=kind, dtype=dtype, max_iter=3)
+    left = kind == "tied" or (kind, dtype) == ("full", "float64")
+    assert model.backend_ == ("torch" if left else "numba")
+    assert len(passes) == (model.n_iter_ if left else 0)
+    assert (f"; not numba: {kind} covariance in torch.{dtype} has no numba kernel" in caplog.text) == left
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -240,6 +240,19 @@ def test_a_backend_that_cannot_run_says_why_and_what_can(monkeypatch):
         kernels.select("jax", CPU)
 
 
+@pytest.mark.parametrize("name", kernels.BACKENDS)
+def test_a_backend_says_what_it_leaves_to_torch(name):
+    backend = pytest.importorskip(f"fastclust.kernels.{name}")
+    reasons = {
+        (kind, dtype): kernels.left(backend, kind, dtype, [torch.float32, torch.float64])
+        for kind in KINDS
+        for dtype in TOLERANCE
+    }
+    assert all(reason is None or isinstance(reason, str) for reason in reasons.values())
+    if name in ("torch", "reference"):
+        assert set(reasons.values()) == {None}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_components_that_are_the_same_cost_one_and_count_as_many(kind):
     """Seven components, of which three are one and two are another, in any order, with weights of their own."""

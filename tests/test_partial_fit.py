@@ -4,6 +4,7 @@ import copy
 import pickle
 import warnings
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture as Theirs
 
 import fastclust
-from fastclust import DPGMM, BayesianGaussianMixture
+from fastclust import DPGMM, BayesianGaussianMixture, memo
+from fastclust.blocks import Blocks
 
 KINDS = ("full", "tied", "diag", "spherical")
 WEIGHT_PRIORS = ("dirichlet_process", "dirichlet_distribution")
@@ -101,6 +103,22 @@ def test_the_first_round_of_one_batch_is_a_pass_of_fit():
     for name in ("means_", "covariances_", "weights_", "lower_bounds_", "mean_precision_"):
         np.testing.assert_allclose(getattr(one, name), getattr(five, name), rtol=1e-8, atol=1e-10, err_msg=name)
         np.testing.assert_allclose(getattr(one, name), getattr(theirs, name), rtol=1e-7, atol=1e-10, err_msg=name)
+
+
+def test_how_rows_are_cut_into_blocks_is_no_part_of_a_batch(monkeypatch, tmp_path):
+    X, weights = blobs(300, 3, 4), np.arange(300.0)
+    cpu = torch.device("cpu")
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        for given in (weights, None):
+            whole = memo.fingerprint(Blocks(X, cpu, given))
+            assert memo.fingerprint(Blocks([X[:120], X[120:]], cpu, given)) == whole
+            monkeypatch.setattr("fastclust.blocks.READ_BYTES", 50 * 3 * 8)
+            dataset = file.create_dataset(f"rows{given is None}", data=X)
+            assert len(list(Blocks(dataset, cpu))) == 6
+            assert memo.fingerprint(Blocks(dataset, cpu, given)) == whole
+            assert memo.fingerprint(Blocks(X[::-1], cpu, given)) != whole
+            assert memo.fingerprint(Blocks(X.astype(np.float32), cpu, given)) != whole
+    assert memo.fingerprint(Blocks(X, cpu, weights[::-1].copy())) != memo.fingerprint(Blocks(X, cpu, weights))
 
 
 def test_a_batch_is_known_by_its_content_or_its_name():

@@ -296,9 +296,9 @@ def test_float64_goes_to_torch_and_is_told(caplog):
     wide = backend.statistics(rows.to(DEVICE), there(coefficients), Frame(), torch.float64)
     assert error(wide.nk, oracle(rows, coefficients).nk) < TOLERANCE[torch.float64]
     assert "backend triton leaves this to the torch backend: arithmetic in torch.float64" in caplog.text
-    assert "float64" in str(backend.why_not(torch.float64, torch.float32))
-    assert "float64" in str(backend.why_not(torch.float32, torch.float64))
-    assert backend.why_not(torch.float32, torch.bfloat16) is None
+    assert "float64" in str(backend.why_not("full", torch.float64, torch.float32))
+    assert "float64" in str(backend.why_not("full", torch.float32, torch.float64))
+    assert backend.why_not("full", torch.float32, torch.bfloat16) is None
 
 
 def test_it_runs_where_it_is_asked_for_and_is_not_chosen():
