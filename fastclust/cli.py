@@ -35,11 +35,13 @@ from fastclust.options import (
     OneLayer,
     Overwrite,
     Precision,
+    Products,
     Resume,
     Scale,
     Seed,
     Size,
     StartSeed,
+    Stored,
     Tol,
     Weights,
     WeightsSeed,
@@ -73,7 +75,7 @@ def run(
     model: Model = "vgg16",
     weights: Weights = "pretrained",
     size: Size = "224",
-    dtype: Dtype = Precision.float16,
+    dtype: Dtype = Stored.float16,
     batch_size: BatchSize = 8,
     labels: LabelsFile = None,
     components: Components = 50,
@@ -85,6 +87,7 @@ def run(
     seed: Seed = 0,
     device: Device = "auto",
     backend: Backend = "auto",
+    precision: Products = Precision.high,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -98,7 +101,7 @@ def run(
         out,
         layer,
         options.extraction(model, weights, size, dtype, batch_size, labels, seed, device),
-        options.mixture(components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend),
+        options.mixture(components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend, precision),
         resume,
         overwrite,
     )
@@ -142,8 +145,8 @@ def demo(
         images or sample_images(),
         out,
         layer or default_layers(model),
-        options.extraction(model, weights, "224", Precision.float16, 8, None, seed, "auto"),
-        options.mixture(50, 0.2, Covariance.diag, None, 1e-3, 120, seed, "auto", "auto"),
+        options.extraction(model, weights, "224", Stored.float16, 8, None, seed, "auto"),
+        options.mixture(50, 0.2, Covariance.diag, None, 1e-3, 120, seed, "auto", "auto", Precision.high),
         resume=False,
         overwrite=overwrite or out == Path("demo-out"),
     )
@@ -157,7 +160,7 @@ def extract(
     model: Model = "vgg16",
     weights: Weights = "pretrained",
     size: Size = "224",
-    dtype: Dtype = Precision.float16,
+    dtype: Dtype = Stored.float16,
     batch_size: BatchSize = 8,
     labels: LabelsFile = None,
     seed: WeightsSeed = 0,
@@ -201,6 +204,7 @@ def fit(
     seed: StartSeed = 0,
     device: Device = "auto",
     backend: Backend = "auto",
+    precision: Products = Precision.high,
     overwrite: Overwrite = False,
 ) -> None:
     """Fit a mixture to the rows of a layer, for `label`."""
@@ -212,7 +216,9 @@ def fit(
     store = open_store(file)
     name = _layer(store.layers, layer, file)
     store.layer(name)
-    mixture = options.mixture(components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend)
+    mixture = options.mixture(
+        components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend, precision
+    )
     check_mixture(mixture)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent} is not a folder: create it first")

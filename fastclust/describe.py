@@ -87,7 +87,8 @@ def _model(path: Path) -> Iterator[str]:
     yield f"clusters  {model.n_active_} in use of {model.n_components}, {model.covariance_type} covariance"
     state = "converged" if model.converged_ else "not converged"
     yield f"fit       {model.n_iter_} passes, {state}, lower bound {model.lower_bound_per_row_:.6f} nats a row"
-    yield f"computed  by {model.backend_} on {model.device_}, {model.dtype}, seed {model.random_state}"
+    how = model.dtype if model.precision == "high" else f"{model.dtype}, precision {model.precision}"
+    yield f"computed  by {model.backend_} on {model.device_}, {how}, seed {model.random_state}"
     for k in sorted(range(len(model.counts_)), key=lambda k: -model.counts_[k])[: model.n_active_]:
         yield f"cluster   {k:>4}  {model.counts_[k] / rows:8.4%} of the rows, weight {model.weights_[k]:.5f}"
 

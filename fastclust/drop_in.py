@@ -39,6 +39,10 @@ class BayesianGaussianMixture(Mixture):
     dtype : {"float32", "float64"} or None, default=None
         Arithmetic over rows. None for the rows' own: float64 for float64 and for integers, float32 for float32 and
         below. Sums, priors and posteriors are float64 always.
+    precision : {"high", "fast", "mixed"}, default="high"
+        Of float32 products over rows, on a backend that has two; one that has not says so in the log. "high" is as good
+        as float32. "fast" errs up to a thousandth of a component's size, and computes labels and probabilities so as
+        well. "mixed" is fast until a pass raises the bound by less than `tol`, and then high, two passes or more.
     block_rows : int or None, default=None
         Rows that a kernel treats at once; None for its own choice, on a GPU by its free memory. Where a GPU runs out
         of memory they are halved, with a warning in the log.
@@ -79,6 +83,7 @@ class BayesianGaussianMixture(Mixture):
         "device": [str, torch.device],
         "backend": [StrOptions({"auto", *kernels.BACKENDS})],
         "dtype": [StrOptions(set(DTYPES)), None],
+        "precision": [StrOptions({"high", "fast", "mixed"})],
         "block_rows": [Interval(Integral, 1, None, closed="left"), None],
     }
     bound_per_row = False
@@ -108,6 +113,7 @@ class BayesianGaussianMixture(Mixture):
         device: str | torch.device = "auto",
         backend: str = "auto",
         dtype: str | None = None,
+        precision: str = "high",
         block_rows: int | None = None,
     ) -> None:
         self.n_components = n_components
@@ -130,11 +136,13 @@ class BayesianGaussianMixture(Mixture):
         self.device = device
         self.backend = backend
         self.dtype = dtype
+        self.precision = precision
         self.block_rows = block_rows
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled mixture, also one that scikit-learn's own class left."""
         theirs: dict[str, Any] = {"device": "auto", "backend": "auto", "dtype": None, "block_rows": None}
+        theirs |= {"precision": "high"}
         if "n_features_in_" in state and "centre_" not in state:
             theirs |= {"centre_": np.zeros(state["n_features_in_"]), "feature_offset_": 0.0, "feature_scale_": 1.0}
             theirs |= {"batch_statistics_": {}, "last_new_batch_": 0}

@@ -71,6 +71,10 @@ class DPGMM(Mixture):
         The kernels; "auto" for the fastest that can run. `fastclust doctor` lists them.
     dtype : {"float32", "float64"}, default="float32"
         Arithmetic over rows. Sums, priors and posteriors are float64 always.
+    precision : {"high", "fast", "mixed"}, default="high"
+        Of float32 products over rows, on a backend that has two; one that has not says so in the log. "high" is as good
+        as float32. "fast" errs up to a thousandth of a component's size, and computes labels and probabilities so as
+        well. "mixed" is fast until a pass raises the bound by less than `tol`, and then high, two passes or more.
     block_rows : int or None, default=None
         Rows that a kernel treats at once; None for its own choice, on a GPU by its free memory. Where a GPU runs out
         of memory they are halved, with a warning in the log.
@@ -121,6 +125,7 @@ class DPGMM(Mixture):
         "device": [str, torch.device],
         "backend": [StrOptions({"auto", *kernels.BACKENDS})],
         "dtype": [StrOptions(set(DTYPES))],
+        "precision": [StrOptions({"high", "fast", "mixed"})],
         "block_rows": [Interval(Integral, 1, None, closed="left"), None],
         "verbose": ["verbose"],
     }
@@ -148,6 +153,7 @@ class DPGMM(Mixture):
         device: str | torch.device = "auto",
         backend: str = "auto",
         dtype: str = "float32",
+        precision: str = "high",
         block_rows: int | None = None,
         verbose: int = 0,
     ) -> None:
@@ -171,5 +177,6 @@ class DPGMM(Mixture):
         self.device = device
         self.backend = backend
         self.dtype = dtype
+        self.precision = precision
         self.block_rows = block_rows
         self.verbose = verbose

@@ -185,6 +185,8 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             name, passed_over = "torch", passed_over | {name: reason}
         reasons = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())
         log.info("backend %s on %s%s", name, device, reasons)
+        if self.precision != "high" and (reason is not None or "fast" not in backend.PRECISIONS):
+            log.info("backend %s has one arithmetic: precision %r changes nothing", name, self.precision)
         return given, blocks, backend, name
 
     def _device(self, part: Any) -> torch.device:
@@ -210,7 +212,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         offset = torch.full((blocks.n_features,), self.feature_offset_, dtype=torch.float64, device=device)
         scale = torch.full((blocks.n_features,), self.feature_scale_, dtype=torch.float64, device=device)
         centre = torch.from_numpy(self.centre_).to(device)
-        return Rows(blocks, backend, self._arithmetic(blocks.parts), offset, scale, centre, self.block_rows)
+        dtype = self._arithmetic(blocks.parts)
+        precision: kernels.Precision = "fast" if self.precision == "fast" else "high"  # "mixed" is the engine's
+        return Rows(blocks, backend, dtype, offset, scale, centre, self.block_rows, precision)
 
     def _rows_of(self, X: Any) -> tuple[Given, Rows]:
         check_is_fitted(self)

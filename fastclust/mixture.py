@@ -158,6 +158,7 @@ class Mixture(FittedMixture):
                 max_passes=self.max_iter,
                 lower_bound=self.lower_bound_ * unit if warm else -np.inf,
                 sort_sticks=self.sort_sticks,
+                fast_first=self.precision == "mixed" and name != "torch" and "fast" in backend.PRECISIONS,
                 on_pass=self._reporter(start, summary.total, on_pass),
             )
             self._say_end(start, found)

@@ -19,11 +19,19 @@ class Covariance(StrEnum):
     spherical = "spherical"
 
 
-class Precision(StrEnum):
+class Stored(StrEnum):
     """Dtypes of a store."""
 
     float16 = "float16"
     float32 = "float32"
+
+
+class Precision(StrEnum):
+    """Arithmetics of products over rows."""
+
+    high = "high"
+    fast = "fast"
+    mixed = "mixed"
 
 
 def _positive(value: float) -> float:
@@ -81,7 +89,7 @@ Size = Annotated[
         callback=_size, help="Pixels: resize, and crop the centre to a square; full: every image as large as it is."
     ),
 ]
-Dtype = Annotated[Precision, typer.Option(help="Type of the stored features.")]
+Dtype = Annotated[Stored, typer.Option(help="Type of the stored features.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
 LabelsFile = Annotated[
     Path | None, typer.Option(help="CSV of path,label[,group]; without it a label is the name of the image's folder.")
@@ -103,6 +111,13 @@ StartSeed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the start.")]
 WeightsSeed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Of random weights.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
 Backend = Annotated[str, typer.Option(help="auto, or one that `fastclust doctor` lists.")]
+Products = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        help="Of products over rows: high, as good as float32; fast, to a thousandth; mixed, fast before high.",
+    ),
+]
 Scale = Annotated[
     tuple[float, float] | None,
     typer.Option(
@@ -115,7 +130,7 @@ def extraction(
     model: str,
     weights: str,
     size: str,
-    dtype: Precision,
+    dtype: Stored,
     batch_size: int,
     labels: Path | None,
     seed: int,
@@ -144,6 +159,7 @@ def mixture(
     seed: int,
     device: str,
     backend: str,
+    precision: Precision,
 ) -> dict[str, Any]:
     """Return what `fastclust.DPGMM` takes."""
     low, high = feature_range or (0.0, 10.0)
@@ -157,4 +173,5 @@ def mixture(
         "random_state": seed,
         "device": device,
         "backend": backend,
+        "precision": precision.value,
     }

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from fastclust.blocks import Blocks
-from fastclust.kernels import Backend, Coefficients, Frame, Statistics
+from fastclust.kernels import Backend, Coefficients, Frame, Precision, Statistics
 from fastclust.kernels.duplicates import merge
 from fastclust.kernels.threads import one_thread_where_small
 from fastclust.pieces import Pieces
@@ -36,6 +36,7 @@ class Rows:
     centre: (D,) float64, where the coordinates y = z - centre of every pass, prior and posterior have their zero.
     dtype: of the arithmetic over rows. block_rows: rows that the backend treats at once; None for its own choice. Fewer
     where the device runs out of memory: see `fastclust.pieces`.
+    precision: of products over rows, where the backend has more than one.
     """
 
     blocks: Blocks
@@ -45,6 +46,7 @@ class Rows:
     scale: torch.Tensor
     centre: torch.Tensor
     block_rows: int | None = None
+    precision: Precision = "high"
     pieces: Pieces = field(default_factory=Pieces)
     frame: Frame = field(init=False)
 
@@ -95,10 +97,12 @@ class Rows:
         self, block: torch.Tensor, weights: torch.Tensor | None, coefficients: Coefficients, piece: slice
     ) -> Statistics:
         some = None if weights is None else weights[piece]
-        return self.backend.statistics(block[piece], coefficients, self.frame, self.dtype, some, self.block_rows)
+        return self.backend.statistics(
+            block[piece], coefficients, self.frame, self.dtype, some, self.block_rows, self.precision
+        )
 
     def _shown(self, what: Callable[..., T], block: torch.Tensor, coefficients: Coefficients, piece: slice) -> T:
-        return what(block[piece], coefficients, self.frame, self.dtype, self.block_rows)
+        return what(block[piece], coefficients, self.frame, self.dtype, self.block_rows, self.precision)
 
     def read(self, stored: torch.Tensor) -> torch.Tensor:
         """Return stored rows (n, D) in the passes' coordinates and dtype."""

@@ -9,6 +9,7 @@ why it cannot run on a device, or None where it can:
     responsibilities(rows, coefficients, frame, dtype)      (N, K)
 
 One that leaves passes over some rows to the torch backend has `why_not(covariance_type, dtype, stored)` too.
+PRECISIONS are the arithmetics that it has for products over rows.
 
 Backends know no priors: `fastclust.kernels.contract` says what they get and what they give back.
 """
@@ -16,7 +17,7 @@ Backends know no priors: `fastclust.kernels.contract` says what they get and wha
 if __name__ != "fastclust.kernels":
     raise ImportError(f"these kernels are fastclust.kernels and cannot be imported as {__name__!r}")
 
-from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
 from fastclust.kernels.table import AUTOMATIC, BACKENDS, Backend, available, left, select
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Coefficients",
     "CovarianceType",
     "Frame",
+    "Precision",
     "Statistics",
     "available",
     "left",

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 CovarianceType = Literal["full", "tied", "diag", "spherical"]
+Precision = Literal["high", "fast"]  # of float32 products over rows: as good as float32, or to 1e-3 and faster
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Coefficients:
 
     offset: (K,) float64, a_k: expected log weight, half the expected log determinant and all constants.
     means: (K, D) float64, m_k.
-    precision: float64; lambda (K,) for spherical, lambda (K, D) for diag, R (D, D) for tied, R (K, D, D) for full.
+    precision: float64; lambda (K,) for spherical, lambda (K, D) for diag, R (D, D) for tied, R (K, D, D) for full,
+        both lower triangular.
     """
 
     covariance_type: CovarianceType

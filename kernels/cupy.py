@@ -5,9 +5,9 @@ backend: full and tied covariance, arithmetic or rows in float64, moments of giv
 responsibilities themselves, which a fit asks for once. `why_not` says so, and one line is logged.
 
 Arithmetic is float32 on CUDA cores, y - m taken before it is squared for all components, and sums of more than 64 rows
-are float64, in a fixed order: two runs agree bit for bit. With K up to 64 and D up to 64 a row is read once; more
-columns are read twice, and where there are more components ln rho is computed twice: for the softmax, then for the
-moments of 64 components at a time.
+are float64, in a fixed order: two runs agree bit for bit. There is one arithmetic: `precision` changes nothing. With K
+up to 64 and D up to 64 a row is read once; more columns are read twice, and where there are more components ln rho is
+computed twice: for the softmax, then for the moments of 64 components at a time.
 
 Tests run the same sources on the CPU, a thread of the chip after another, against the oracle, and compile them:
 the assembler reports no spilled registers, for sm_75 to sm_120. No GPU has run them.
@@ -32,8 +32,9 @@ from functools import cache
 import torch
 
 from fastclust.kernels import torch as plain
-from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
 
+PRECISIONS: tuple[Precision, ...] = ("high",)
 STORED = {torch.float32: "float", torch.float16: "float16", torch.bfloat16: "bfloat16"}  # names in kernels/cuda
 
 log = logging.getLogger("fastclust")
@@ -83,6 +84,7 @@ def statistics(
     dtype: torch.dtype,
     weights: torch.Tensor | None = None,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> Statistics:
     """Return the statistics of rows (N, D) under the coefficients; see the backend protocol.
 
@@ -101,6 +103,7 @@ def assign(
     frame: Frame,
     dtype: torch.dtype,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
     if _left(coefficients.covariance_type, dtype, rows.dtype):
@@ -130,6 +133,7 @@ def responsibilities(
     frame: Frame,
     dtype: torch.dtype,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> torch.Tensor:
     """Return the responsibilities (N, K), by the torch backend."""
     _tell("responsibilities have no CUDA kernel")

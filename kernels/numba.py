@@ -2,6 +2,8 @@
 
 spherical, diag    statistics and labels    fastclust.kernels.numba_diag
 full               statistics and labels    fastclust.kernels.numba_full
+
+There is one arithmetic: `precision` changes nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ import torch
 
 from fastclust.kernels import numba_diag, numba_full
 from fastclust.kernels import torch as plain
-from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
-from fastclust.kernels.torch import moments, responsibilities
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
+from fastclust.kernels.torch import PRECISIONS, moments, responsibilities
 
-__all__ = ["assign", "moments", "responsibilities", "statistics", "unavailable", "why_not"]
+__all__ = ["PRECISIONS", "assign", "moments", "responsibilities", "statistics", "unavailable", "why_not"]
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -37,6 +39,7 @@ def statistics(
     dtype: torch.dtype,
     weights: torch.Tensor | None = None,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> Statistics:
     """Return the statistics of rows (N, D) under the coefficients; see the backend protocol."""
     if coefficients.covariance_type in ("spherical", "diag"):
@@ -52,6 +55,7 @@ def assign(
     frame: Frame,
     dtype: torch.dtype,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
     if coefficients.covariance_type in ("spherical", "diag"):

@@ -1,13 +1,16 @@
 """The oracle: the definition of every statistic, in float64, written for reading; it stores N x K x D.
 
-It computes in float64 whatever dtype is asked for, and takes (y - m)^2 as it stands, so that nothing cancels.
+It computes in float64 whatever dtype and precision are asked for, and takes (y - m)^2 as it stands, so that nothing
+cancels.
 """
 
 from __future__ import annotations
 
 import torch
 
-from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
+
+PRECISIONS: tuple[Precision, ...] = ("high",)
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -38,6 +41,7 @@ def statistics(
     dtype: torch.dtype,
     weights: torch.Tensor | None = None,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> Statistics:
     """Return the statistics of rows (N, D)."""
     ln_rho = log_rho(rows, coefficients, frame)
@@ -79,6 +83,7 @@ def assign(
     frame: Frame,
     dtype: torch.dtype,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,)."""
     ln_rho = log_rho(rows, coefficients, frame)
@@ -91,6 +96,7 @@ def responsibilities(
     frame: Frame,
     dtype: torch.dtype,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> torch.Tensor:
     """Return the responsibilities (N, K)."""
     return torch.softmax(log_rho(rows, coefficients, frame), 1).to(dtype)

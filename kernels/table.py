@@ -8,11 +8,16 @@ from typing import Protocol, cast
 
 import torch
 
-from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
 
 
 class Backend(Protocol):
-    """The functions that every backend module has; `rows` are (N, D) of any float dtype, as they are stored."""
+    """The functions that every backend module has; `rows` are (N, D) of any float dtype, as they are stored.
+
+    precision: how exact products over rows are; a backend that has one arithmetic uses it, whatever is asked for.
+    """
+
+    PRECISIONS: tuple[Precision, ...]
 
     def unavailable(self, device: torch.device) -> str | None:
         """Say in a few words why this backend cannot run on a device; None where it can."""
@@ -25,6 +30,7 @@ class Backend(Protocol):
         dtype: torch.dtype,
         weights: torch.Tensor | None = None,
         block_rows: int | None = None,
+        precision: Precision = "high",
     ) -> Statistics:
         """Return the statistics of rows (N, D) under the coefficients; weights (N,) count a row w_n times."""
 
@@ -50,6 +56,7 @@ class Backend(Protocol):
         frame: Frame,
         dtype: torch.dtype,
         block_rows: int | None = None,
+        precision: Precision = "high",
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return for each row its most probable component (N,) int32 and ln sum_k rho_nk (N,) in dtype."""
 
@@ -60,6 +67,7 @@ class Backend(Protocol):
         frame: Frame,
         dtype: torch.dtype,
         block_rows: int | None = None,
+        precision: Precision = "high",
     ) -> torch.Tensor:
         """Return the responsibilities (N, K) in dtype."""
 

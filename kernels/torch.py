@@ -4,7 +4,8 @@ Responsibilities below e^FLOOR of the row's largest are zero: denormal numbers w
 exp() and again in the products, and e^-40 weighs less than 1e-8 of a row, summed over a billion rows.
 
 On the CPU each thread works through tiles of its own: see `fastclust.kernels.threads`. On an accelerator nothing here
-looks at a value, so the host never waits: see `fastclust.kernels.torch_device`.
+looks at a value, so the host never waits: see `fastclust.kernels.torch_device`. There is one
+arithmetic: `precision` changes nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import TypeVar
 
 import torch
 
-from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Statistics
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
 from fastclust.kernels.threads import over_parts
 from fastclust.kernels.torch_device import form_on, scatter
 from fastclust.kernels.torch_forms import Form, Space, Sums, tile_rows
 
 FLOOR = {torch.float32: -40.0, torch.float64: -600.0}  # nats; products with small features stay normal numbers
 
+PRECISIONS: tuple[Precision, ...] = ("high",)
 T = TypeVar("T")
 
 
@@ -39,6 +41,7 @@ def statistics(
     dtype: torch.dtype,
     weights: torch.Tensor | None = None,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> Statistics:
     """Return the statistics of rows (N, D) under the coefficients; see the backend protocol."""
     return statistics_of(form_on(rows.device, coefficients, dtype), rows, frame, weights, block_rows)
@@ -125,6 +128,7 @@ def assign(
     frame: Frame,
     dtype: torch.dtype,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
     form = form_on(rows.device, coefficients, dtype)
@@ -153,6 +157,7 @@ def responsibilities(
     frame: Frame,
     dtype: torch.dtype,
     block_rows: int | None = None,
+    precision: Precision = "high",
 ) -> torch.Tensor:
     """Return the responsibilities (N, K)."""
     form = form_on(rows.device, coefficients, dtype)

@@ -89,6 +89,13 @@ def shared_bytes_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
+def programs_on(device: torch.device) -> int:
+    """Return how many programs keep every multiprocessor busy with one."""
+    if device.type != "cuda":
+        return INTERPRETED_PROGRAMS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def programs_of(device: torch.device, tiles: int, shape: Shape, diag: bool) -> int:
     """Return how many persistent programs there are: what fits the multiprocessors at once, none without a tile."""
     most = INTERPRETED_PROGRAMS

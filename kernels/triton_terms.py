@@ -46,28 +46,28 @@ def terms(coefficients: Coefficients, components: int, width: int, fast: bool = 
     tight = square > TIGHT
     loose = (~tight).double()
     half = -0.5 * coefficients.precision * (loose[:, None] if diag else loose)
-    tables = [*_split(_padded(precision * m * loose[:, None], components, width).T, fast)]
+    tables = [*split_in_two(padded(precision * m * loose[:, None], components, width).T, fast)]
     if diag:
-        tables += _split(_padded(half, components, width).T, fast)
+        tables += split_in_two(padded(half, components, width).T, fast)
     const = (coefficients.offset - 0.5 * square).masked_fill(tight, -torch.inf)
-    padded_tight = _padded(tight.double(), components) > 0
+    padded_tight = padded(tight.double(), components) > 0
     high = m.float()
     return Terms(
         diag,
         torch.stack(tables),
-        torch.zeros(1, device=m.device) if diag else _padded(half, components).float(),
-        _padded(const, components, fill=-torch.inf).float(),
-        _padded(coefficients.offset, components, fill=-torch.inf).float(),
-        _padded(high, components, width),
-        _padded((m - high.double()).float(), components, width),
-        _padded(precision.expand_as(m), components, width).float(),
+        torch.zeros(1, device=m.device) if diag else padded(half, components).float(),
+        padded(const, components, fill=-torch.inf).float(),
+        padded(coefficients.offset, components, fill=-torch.inf).float(),
+        padded(high, components, width),
+        padded((m - high.double()).float(), components, width),
+        padded(precision.expand_as(m), components, width).float(),
         (~padded_tight).float(),
         (~padded_tight).int().argsort(stable=True).int(),
         tight.sum(dtype=torch.int32)[None],
     )
 
 
-def _split(values: torch.Tensor, fast: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def split_in_two(values: torch.Tensor, fast: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return float64 values as a sum of two, as `triton_parts.split`: bfloat16 where fast, else float32 of ten bits."""
     if fast:
         high = values.bfloat16()
@@ -87,7 +87,8 @@ def plain_terms(diag: bool, about: torch.Tensor, components: int, width: int) ->
     return terms(Coefficients("diag" if diag else "spherical", zero[:, 0], zero, precision), components, width)
 
 
-def _padded(values: torch.Tensor, *size: int, fill: float = 0.0) -> torch.Tensor:
+def padded(values: torch.Tensor, *size: int, fill: float = 0.0) -> torch.Tensor:
+    """Return values in the first places of a tensor of a size, and fill in the others."""
     out = torch.full(size, fill, dtype=values.dtype, device=values.device)
     out[tuple(slice(n) for n in values.shape)] = values
     return out

@@ -73,6 +73,8 @@ def tiled_softmax(
     entropy,
     n_rows,
     n_components,
+    stride_s,
+    stride_k,
     stride_w,
     LABELS: tl.constexpr,
     SHARES: tl.constexpr,
@@ -82,7 +84,7 @@ def tiled_softmax(
     B: tl.constexpr,
     CUT: tl.constexpr,
 ):
-    """Take the softmax of each row of scratch (N, n_components) float32; grid: (row tiles,).
+    """Take the softmax of each row of scratch, float32, n and k at stride_s and stride_k; grid: (row tiles,).
 
     Where LABELS: write labels (N,) int32, the first of the most probable, and density (N,) float32, ln sum rho.
     Where SHARES: responsibilities into scratch. Where SUMS: these times weights (N,) float32, if WEIGHTED, and
@@ -90,13 +92,14 @@ def tiled_softmax(
     """
     row = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     here = row < n_rows
-    own = scratch + row[:, None] * n_components
+    own = scratch + row[:, None] * stride_s
     peak = tl.full([B], float("-inf"), tl.float32)
     label = tl.full([B], 0, tl.int32) + n_components
     for start in range(0, n_components, K):
         component = start + tl.arange(0, K)
+        place = component.to(tl.int64) * stride_k
         inside = here[:, None] & (component < n_components)[None, :]
-        logits = tl.load(own + component[None, :], mask=inside, other=float("-inf"))
+        logits = tl.load(own + place[None, :], mask=inside, other=float("-inf"))
         best = tl.max(logits, 1)
         if LABELS:
             at_best = tl.min(tl.where(logits == best[:, None], component[None, :], n_components), 1)
@@ -106,8 +109,9 @@ def tiled_softmax(
     total = tl.zeros([B], tl.float32)
     for start in range(0, n_components, K):
         component = start + tl.arange(0, K)
+        place = component.to(tl.int64) * stride_k
         inside = here[:, None] & (component < n_components)[None, :]
-        below = tl.load(own + component[None, :], mask=inside, other=float("-inf")) - peak[:, None]
+        below = tl.load(own + place[None, :], mask=inside, other=float("-inf")) - peak[:, None]
         total += tl.sum(tl.where(below > CUT, tl.exp(below), 0.0), 1)
     total = tl.where(here, total, 1.0)
     log_sum = tl.log(total)
@@ -121,13 +125,14 @@ def tiled_softmax(
     if SHARES:
         for start in range(0, n_components, K):
             component = start + tl.arange(0, K)
+            place = component.to(tl.int64) * stride_k
             inside = here[:, None] & (component < n_components)[None, :]
-            below = tl.load(own + component[None, :], mask=inside, other=float("-inf")) - peak[:, None]
+            below = tl.load(own + place[None, :], mask=inside, other=float("-inf")) - peak[:, None]
             kept = below > CUT
             below = tl.where(kept, below, 0.0)
             p = tl.where(kept, tl.exp(below), 0.0) / total[:, None]
             product += tl.sum(p * below, 1)
-            tl.store(own + component[None, :], p * w[:, None], mask=inside)
+            tl.store(own + place[None, :], p * w[:, None], mask=inside)
     if SUMS:
         norm = peak.to(tl.float64) + log_sum.to(tl.float64)
         tl.store(density + row, w.to(tl.float64) * norm, mask=here)

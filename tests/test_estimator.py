@@ -333,6 +333,7 @@ BAD_PARAMETERS = [
     ({"init_params": "zeros"}, "init_params"),
     ({"dtype": "float16"}, "dtype"),
     ({"block_rows": 0}, "block_rows"),
+    ({"precision": "low"}, "precision"),
     ({"backend": "jax"}, "backend"),
 ]
 

@@ -1,6 +1,7 @@
 """The Triton kernels: tests/triton_cases.py in the interpreter and on a GPU, and compiled where there is none."""
 
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -47,7 +48,12 @@ class Recorder:
 
 
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"} | {
-    torch.int32: "*i32"
+    torch.int32: "*i32",
+    torch.int16: "*i16",
+}
+KERNELS = {
+    "triton_launch": ("fused_statistics", "fused_assign", "tiled_log_rho", "tiled_softmax", "tiled_moments"),
+    "triton_full_launch": ("full_log_rho", "tied_log_rho", "list_rows", "listed_moments"),
 }
 
 
@@ -91,6 +97,12 @@ SMALL, LARGE = (640, 64, 50), (640, 512, 200)
         ("assign", LARGE, "diag", torch.float16, "high"),
         ("statistics", LARGE, "spherical", torch.float32, "high"),
         ("statistics", LARGE, "diag", torch.float32, "fast"),
+        ("statistics", SMALL, "full", torch.float32, "high"),
+        ("statistics", (640, 130, 3), "full", torch.float16, "fast"),
+        ("statistics", (1, 1, 1), "full", torch.float32, "high"),
+        ("assign", SMALL, "full", torch.bfloat16, "fast"),
+        ("statistics", SMALL, "tied", torch.float32, "high"),
+        ("responsibilities", (640, 512, 3), "tied", torch.float16, "fast"),
     ],
     ids=str,
 )
@@ -100,8 +112,10 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(what, shape, kind, stored, p
     if launch.INTERPRETED:
         pytest.skip("TRITON_INTERPRET is set: nothing is compiled")
     starts: list[Any] = []
-    for name in ("fused_statistics", "fused_assign", "tiled_log_rho", "tiled_softmax", "tiled_moments"):
-        monkeypatch.setattr(launch, name, Recorder(getattr(launch, name), starts))
+    for module, names in KERNELS.items():
+        for name in names:
+            place = f"fastclust.kernels.{module}.{name}"
+            monkeypatch.setattr(place, Recorder(pkgutil.resolve_name(place), starts))
     rows, coefficients = problem(*shape, kind)
     getattr(backend, what)(rows.to(stored), coefficients, Frame(), torch.float32, precision=precision)
     assert starts
@@ -118,7 +132,10 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(what, shape, kind, stored, p
         number = "bf16" if precision == "fast" else "tf32"
         record_property(f"{kernel.__name__} tight={tight}", f"{binary.metadata.shared} {products}")
         assert binary.metadata.shared <= SHARED_BYTES
-        if kernel.__name__ != "tiled_softmax":
+        if kernel.__name__ in ("tied_log_rho", "listed_moments"):
+            assert (sum(products) > 0) == constants.get("OUTER", True)
+            assert products[1] == len(re.findall(r"mma\.sync\.aligned\.m8n8k4\.row\.col\.f64", text))
+        elif kernel.__name__ not in ("tiled_softmax", "list_rows"):
             assert sum(products) > 0
             assert re.search(rf"mma[a-z_.0-9]*\.{number}\.{number}", text), "products are on tensor cores, as asked"
             if shape != (1, 1, 1):
