@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 CovarianceType = Literal["full", "tied", "diag", "spherical"]
@@ -120,7 +121,10 @@ def update(
         vectors = torch.stack([rows.sqrt()[:, None] * (offset - mean), (shrink * nk).sqrt()[:, None] * away], 2)
         minus = (rows.sqrt()[:, None] * mean)[:, :, None]  # (K, D, 1)
         nu = prior.nu + nk
-        covariances = torch.baddbmm(sxx, torch.cat([vectors, -minus], 2), torch.cat([vectors, minus], 2).mT)
+        # On the CPU in NumPy's memory, which for large arrays is of large pages: torch's costs more than the sums do.
+        room = torch.from_numpy(np.empty(sxx.shape)) if sxx.device.type == "cpu" else torch.empty_like(sxx)
+        left, right = torch.cat([vectors, -minus], 2), torch.cat([vectors, minus], 2).mT
+        covariances = torch.baddbmm(sxx, left, right, out=room)
         covariances.add_(prior.W_inv).div_(nu[:, None, None])
         covariances.diagonal(dim1=1, dim2=2).add_((prior.reg_covar * nk / nu)[:, None])
     elif kind == "tied":

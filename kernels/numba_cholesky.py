@@ -29,18 +29,21 @@ def inverse_roots(covariances: torch.Tensor) -> torch.Tensor:
     covariances: (K, D, D) float64, of which the upper half is read. NaN for one that is not positive definite.
     """
     k, d = covariances.shape[:2]
-    given, out = covariances.numpy(), torch.empty_like(covariances, memory_format=torch.contiguous_format)
-    found, threads = out.numpy(), torch.get_num_threads()
+    given, found = (
+        covariances.numpy(),
+        np.empty((k, d, d)),
+    )  # NumPy's large arrays are in large pages, torch's not
+    threads = torch.get_num_threads()
 
     def some(first: int) -> None:
         width = padded(d)
-        root, inverse = (np.zeros((width, width + APART)) for _ in range(2))
+        root, inverse = np.zeros((2, width, width + APART))
         for one in range(first, k, threads):
             if not _invert(given[one], root, inverse, found[one]):
                 found[one] = np.nan
 
     over_items(min(threads, k), some)
-    return out
+    return torch.from_numpy(found)
 
 
 def padded(n_features: int) -> int:

@@ -25,6 +25,7 @@ from fastclust.kernels.contract import Coefficients, Frame, Statistics
 from fastclust.kernels.numba_cholesky import padded
 from fastclust.kernels.numba_diag import NUMPY, reach_of
 from fastclust.kernels.numba_vectors import (
+    ABREAST,
     NARROW,
     ROTATED,
     ROWS,
@@ -35,16 +36,23 @@ from fastclust.kernels.numba_vectors import (
     inlined,
     lowest,
     no_more_each,
+    population,
     rotated,
+    rotated_abreast,
     rotated_one,
     subtract,
+    subtract_spread,
 )
 from fastclust.kernels.threads import over_items, over_parts
 
 CHUNK_NUMBERS = 1 << 22  # of pairs, if every component had a part in every row, and of rows: read, then summed up
 TILE_BYTES = 1 << 18  # of distances: they are read again from the second-level cache
 TILE_ROWS = (64, 2048)
+# Of pairs that are left after a block, in which the next one is taken of all of them, sixteen rows side by side, which
+# costs half as much as picking them out; and in which the next tile tries one block fewer.
+MANY, FEW = 0.5, 0.25
 LARGEST = float(np.finfo(np.float32).max)
+LIGHT = 1e-5  # responsibilities below it are summed in float32, whose rounding is then less than 1e-12 of a row
 GATHERED = 64  # rows whose differences from a mean stand side by side
 
 
@@ -70,7 +78,7 @@ def tables(coefficients: Coefficients, dtype: torch.dtype) -> Tables:
     high = means.astype(kind)
     blocks = -(-means.shape[1] // WIDE)
     roots = np.empty((len(means), WIDE * WIDE * blocks * (blocks + 1) // 2), dtype=kind)
-    over_items(len(means), lambda k: _pack(precision[k], roots[k]))
+    over_items(torch.get_num_threads(), partial(_pack, precision, roots, torch.get_num_threads()))
     return Tables(means, high, (means - high).astype(kind), roots, (-2 * coefficients.offset.numpy()).astype(kind))
 
 
@@ -198,10 +206,12 @@ def _moments(
     mine = slice(ends[k - 1] if k else 0, ends[k])
     if mine.start == mine.stop:
         return
-    width = padded(means.shape[1])
-    z, scatter = np.zeros((GATHERED, width)), np.zeros((width, width))
     nk[k] += r[mine].sum()
-    _add_moments(y, means[k], row[mine], r[mine], z, scatter, sx[k], sxx[k])
+    width, light = padded(means.shape[1]), r[mine] < LIGHT
+    for some, kind in ((~light, np.float64), (light, np.float32)):
+        if some.any():
+            z, scatter = np.zeros((GATHERED, width), dtype=kind), np.zeros((width, width), dtype=kind)
+            _add_moments(y, means[k], row[mine][some], r[mine][some], z, scatter, sx[k], sxx[k])
 
 
 class _Space:
@@ -212,16 +222,20 @@ class _Space:
         least, most = TILE_ROWS
         n = max(least, min(most, TILE_BYTES // (k * kind.itemsize)))
         self.n_rows = n = min(n, block_rows or n)
-        width, padded = -(-d // WIDE) * WIDE, -(-n // NARROW) * NARROW
+        width, side = padded(d), -(-n // ABREAST) * ABREAST
         self.best = np.empty(n, dtype=kind)
         self.near = (
-            np.zeros((k, padded), dtype=kind),  # distances
+            np.ones(1, dtype=np.int64),  # blocks of all components
+            np.zeros((k, side), dtype=kind),  # distances
             self.best,
-            np.empty(padded, dtype=kind),  # how far a component may be that has a part in the row
-            np.empty((2, n), dtype=np.int32),  # the component that seems best; rows in the order of these
-            np.empty(k + 1, dtype=np.int64),  # where each component's begin
-            np.zeros((GATHERED, width + WIDE), dtype=kind),  # differences from a mean, zero beyond D
-            np.empty((2, max(padded, GATHERED)), dtype=np.int32),  # places of them; rows
+            np.empty(n, dtype=kind),  # the distance of the component that seemed best
+            np.empty(side, dtype=kind),  # how far a component may be that has a part in the row
+            np.empty(n, dtype=np.int32),  # the component that seems best
+            np.empty(k + 1, dtype=np.int64),  # where the rows of each begin
+            np.zeros((side // ABREAST, width, ABREAST), dtype=kind),  # rows on their side, zero beyond D
+            np.zeros((width, ABREAST), dtype=kind),  # differences from a mean, zero beyond D: of rows side by side
+            np.zeros((GATHERED, width + WIDE), dtype=kind),  # and of rows one after the other
+            np.empty((3, max(side, GATHERED)), dtype=np.int32),  # places of these; rows; rows by component
             np.empty(GATHERED, dtype=np.int32),  # row of a place
             np.empty(GATHERED, dtype=kind),  # distances of them
             np.empty(n * (k + 1), dtype=np.int32),  # pairs: row
@@ -232,15 +246,17 @@ class _Space:
 
 
 @compiled
-def _pack(root: Any, packed: Any) -> None:  # pragma: no cover - compiled
-    """Write the blocks of a lower triangular root (D, D) into packed: (16 (b + 1), 16) for each block b."""
-    n_features, at = len(root), 0
-    for low in range(0, n_features, WIDE):
-        for d in range(low + WIDE):
-            for v in range(WIDE):
-                i = low + v
-                packed[at + v] = root[i, d] if d <= i and i < n_features else 0.0
-            at += WIDE
+def _pack(root: Any, packed: Any, step: Any, first: Any) -> None:  # pragma: no cover - compiled
+    """Write the blocks of each `step`th lower triangular root (K, D, D) into packed (K, size); see `Tables`."""
+    n_features = root.shape[1]
+    for k in range(first, len(root), step):
+        at = 0
+        for low in range(0, n_features, WIDE):
+            for d in range(low + WIDE):
+                for v in range(WIDE):
+                    i = low + v
+                    packed[k, at + v] = root[k, i, d] if d <= i and i < n_features else 0.0
+                at += WIDE
 
 
 @inlined
@@ -270,6 +286,31 @@ def _add_block(
         rotated_one(z, width, slots, h, roots, at, last, square)
 
 
+@inlined
+def _abreast(
+    y: Any, high: Any, low: Any, roots: Any, first: Any, last: Any, turned: Any, z: Any, distance: Any
+) -> None:  # pragma: no cover - compiled
+    """Add blocks first to last of R_k (y - m_k), squared and summed, to the distances (K, n) of all rows, side by side.
+
+    turned: room for the rows on their side, (n / ABREAST, padded D, ABREAST); z: (padded D, ABREAST).
+    """
+    n_features = y.shape[1]
+    columns = min(WIDE * last, n_features)
+    for i in range(len(y)):
+        for d in range(min(WIDE * first, n_features), columns):
+            turned[i // ABREAST, d, i % ABREAST] = y[i, d]
+    for k in range(len(high)):
+        for group in range(-(-len(y) // ABREAST)):
+            for d in range(columns):
+                at = (group * turned.shape[1] + d) * ABREAST
+                subtract_spread(turned, at, high, low, k * n_features + d, z, d * ABREAST)
+            to = k * distance.shape[1] + group * ABREAST
+            for b in range(first, last):
+                at = k * roots.shape[1] + WIDE * WIDE * (b * (b + 1) // 2)
+                for r in range(0, WIDE, ROWS):
+                    rotated_abreast(z, roots, at + r, WIDE * b + r + ROWS, distance, to)
+
+
 @compiled
 def _near(
     y: Any,
@@ -278,11 +319,15 @@ def _near(
     low: Any,
     roots: Any,
     start: Any,
+    state: Any,
     distance: Any,
     best: Any,
+    finished: Any,
     limit: Any,
     who: Any,
     firsts: Any,
+    turned: Any,
+    abreast: Any,
     z: Any,
     lists: Any,
     of_slot: Any,
@@ -294,67 +339,73 @@ def _near(
     """List which components are within reach of the best of each row y (n, D), in the order of components.
 
     row, component, depth: of each pair; how far ln rho is below the row's largest, in nats, not positive.
-    best: (n,), the smallest of -2 ln rho. Return how many pairs there are.
+    best: (n,), the smallest of -2 ln rho. state: (1,), how many blocks the next tile takes of all components at first.
+    Return how many pairs there are.
     """
     n, n_features, n_components = len(y), y.shape[1], len(start)
-    stride, blocks, padded = y.strides[0] // y.itemsize, -(-n_features // WIDE), distance.shape[1]
-    slots, some = lists[0], lists[1]
-    best[:] = np.inf
-    limit[:] = -np.inf  # what is padding is never within it
-    who[0] = 0
+    stride, blocks = y.strides[0] // y.itemsize, -(-n_features // WIDE)
+    slots, some, order = lists[0], lists[1], lists[2]
     for k in range(n_components):
-        for begin in range(0, n, GATHERED):
-            count = min(GATHERED, n - begin)
-            for h in range(count):
-                slots[h] = h
-                square[h] = start[k]
-                _subtract(y, begin + h, stride, high, low, k, min(WIDE, n_features), z, h)
-            _add_block(z, slots, count, roots, k, 0, square)
-            for h in range(count):
-                closer = square[h] < best[begin + h]
-                distance[k, begin + h] = square[h]
-                best[begin + h] = square[h] if closer else best[begin + h]
-                who[0, begin + h] = k if closer else who[0, begin + h]
-    if blocks > 1:
-        firsts[:] = 0
-        for i in range(n):
-            firsts[who[0, i] + 1] += 1
+        distance[k] = start[k]
+    limit[:] = -np.inf  # what is padding is never within it
+    done = 0
+    while True:
+        before, done = done, max(done + 1, min(state[0], blocks))
+        _abreast(y, high, low, roots, before, done, turned, abreast, distance)
+        best[:] = np.inf
+        who[:] = 0
         for k in range(n_components):
-            firsts[k + 1] += firsts[k]
+            for i in range(n):
+                closer = distance[k, i] < best[i]
+                best[i] = distance[k, i] if closer else best[i]
+                who[i] = k if closer else who[i]
+        if done < blocks:
+            firsts[:] = 0
+            for i in range(n):
+                firsts[who[i] + 1] += 1
+            for k in range(n_components):
+                firsts[k + 1] += firsts[k]
+            for i in range(n):
+                order[firsts[who[i]]] = i
+                firsts[who[i]] += 1
+            begin = 0
+            for k in range(n_components):  # firsts[k] is where the rows of k end, now
+                while begin < firsts[k]:
+                    count = min(GATHERED, firsts[k] - begin)
+                    for h in range(count):
+                        slots[h] = h
+                        square[h] = distance[k, order[begin + h]]
+                        _subtract(y, order[begin + h], stride, high, low, k, n_features, z, h)
+                    for b in range(done, blocks):
+                        _add_block(z, slots, count, roots, k, b, square)
+                    for h in range(count):
+                        best[order[begin + h]] = square[h]
+                    begin += count
+        left = 0
         for i in range(n):
-            who[1, firsts[who[0, i]]] = i
-            firsts[who[0, i]] += 1
-        begin = 0
-        for k in range(n_components):  # firsts[k] is where the rows of k end, now
-            while begin < firsts[k]:
-                count = min(GATHERED, firsts[k] - begin)
-                for h in range(count):
-                    slots[h] = h
-                    square[h] = distance[k, who[1, begin + h]]
-                    _subtract(y, who[1, begin + h], stride, high, low, k, n_features, z, h)
-                for b in range(1, blocks):
-                    _add_block(z, slots, count, roots, k, b, square)
-                for h in range(count):
-                    i = who[1, begin + h]
-                    distance[k, i] = best[i] = square[h]
-                begin += count
-    for i in range(n):
-        limit[i] = min(best[i] + reach, LARGEST)
-    if blocks > 1:
+            finished[i] = best[i]
+            limit[i] = min(best[i] + reach, LARGEST)
         for k in range(n_components):
-            going_on = _within(distance, k, limit, padded, some)
+            for i in range(0, distance.shape[1], NARROW):
+                left += population(no_more_each(distance, k * distance.shape[1] + i, limit, i))
+        if done == blocks or left < MANY * n * n_components:
+            break
+    state[0] = done if left > FEW * n * n_components else max(done - 1, 1)
+    if done < blocks:
+        for k in range(n_components):
+            going_on = _within(distance, k, limit, some)
             for begin in range(0, going_on, GATHERED):
                 count = 0
                 for g in range(begin, min(begin + GATHERED, going_on)):
                     i = some[g]
-                    if who[0, i] != k:
+                    if who[i] != k:
                         slots[count] = count
                         of_slot[count] = i
                         square[count] = distance[k, i]
                         _subtract(y, i, stride, high, low, k, n_features, z, count)
                         distance[k, i] = np.inf
                         count += 1
-                for b in range(1, blocks):
+                for b in range(done, blocks):
                     _add_block(z, slots, count, roots, k, b, square)
                     left = 0
                     for h in range(count):
@@ -368,9 +419,11 @@ def _near(
                     distance[k, i] = square[slot]
                     best[i] = min(best[i], square[slot])
                     limit[i] = min(best[i] + reach, LARGEST)
+        for i in range(n):
+            distance[who[i], i] = finished[i]
     count = 0
     for k in range(n_components):
-        near = _within(distance, k, limit, padded, some)
+        near = _within(distance, k, limit, some)
         for g in range(near):
             i = some[g]
             row[count], component[count], depth[count] = i, k, 0.5 * (best[i] - distance[k, i])
@@ -383,9 +436,9 @@ def _near(
 
 
 @inlined
-def _within(distance: Any, k: Any, limit: Any, padded: Any, rows: Any) -> Any:  # pragma: no cover - compiled
+def _within(distance: Any, k: Any, limit: Any, rows: Any) -> Any:  # pragma: no cover - compiled
     """List the rows whose distance from component k is within their limit; return how many."""
-    count = 0
+    count, padded = 0, distance.shape[1]
     for i in range(0, padded, NARROW):
         bits = no_more_each(distance, k * padded + i, limit, i)
         while bits != 0:
@@ -449,8 +502,8 @@ def _add_moments(
 ) -> None:  # pragma: no cover - compiled
     """Add sum_h r_h (y - m) to sx (D,), and its outer products to sxx (D, D). scatter: zeros, padded."""
     n_features, padded = len(mean), len(scatter)
-    for begin in range(0, len(row), GATHERED):
-        count = min(GATHERED, len(row) - begin)
+    for begin in range(0, len(row), len(z)):
+        count = min(len(z), len(row) - begin)
         for h in range(count):
             i, root = row[begin + h], math.sqrt(r[begin + h])
             for d in range(n_features):

@@ -13,6 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import extending, types
 from numba.core import cgutils
 
@@ -27,6 +28,8 @@ intrinsic: Any = extending.intrinsic
 ROWS = 4  # of a tile: sums, table and a row's number then fit the sixteen registers of a CPU without AVX-512
 ROTATED = 8  # rows of a tile that needs one table only
 WIDE, NARROW = 16, 8  # components, or features, of a tile
+# Rows side by side: two registers of sixteen hide a multiply-add's latency, where there are 32 of them.
+ABREAST = 32 if get_host_cpu_features().get("avx512f") else 16
 
 # exp on [-ln 2 / 2, ln 2 / 2] after Cephes (Moshier 1989), to 2e-7; numba has no vectorised one.
 EXP = tuple(np.float32(c) for c in (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5))
@@ -194,18 +197,60 @@ def _rotations(rows: int) -> Any:
 rotated, rotated_one = _rotations(ROTATED), _rotations(1)
 
 
+def _differences(spread: bool) -> Any:
+    """Make z[to + v] = (y[at + v] - high[k_at + v]) - low[k_at + v], v of WIDE.
+
+    spread: v of ABREAST, with high and low at k_at for all of them.
+    """
+
+    @intrinsic
+    def tile(_: Any, y: Any, at: Any, high: Any, low: Any, k_at: Any, z: Any, to: Any) -> Any:
+        n = types.int64
+        signature = types.void(y, n, high, low, n, z, n)
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            numbers = Numbers(context, builder, sig.args[0].dtype, ABREAST if spread else WIDE)
+            y, high, low, z = (numbers.array(sig.args[a], args[a]) for a in (0, 2, 3, 5))
+            at, k_at, to = (args[a] for a in (1, 4, 6))
+            read = numbers.spread if spread else numbers.load
+            away = builder.fsub(numbers.load(y, at), read(high, k_at))  # the order of the two matters
+            numbers.store(builder.fsub(away, read(low, k_at)), z, to)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return tile
+
+
+subtract, subtract_spread = _differences(False), _differences(True)
+
+
 @intrinsic
-def subtract(_: Any, y: Any, at: Any, high: Any, low: Any, k_at: Any, z: Any, to: Any) -> Any:
-    """Write (y[at + v] - high[k_at + v]) - low[k_at + v] into z[to + v], v of WIDE."""
+def rotated_abreast(_: Any, z: Any, table: Any, at: Any, last: Any, out: Any, to: Any) -> Any:
+    """Add sum_r (sum_d table[d, r] z[d, v])^2 to out[to + v], for v of ABREAST rows side by side and r of ROWS.
+
+    z: (D, ABREAST). table: (D, WIDE) from index `at`, which says the first r. d up to last.
+    """
     n = types.int64
-    signature = types.void(y, n, high, low, n, z, n)
+    signature = types.void(z, table, n, n, out, n)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        numbers = Numbers(context, builder, sig.args[0].dtype, WIDE)
-        y, high, low, z = (numbers.array(sig.args[a], args[a]) for a in (0, 2, 3, 5))
-        at, k_at, to = (args[a] for a in (1, 4, 6))
-        away = builder.fsub(numbers.load(y, at), numbers.load(high, k_at))  # the order of the two matters
-        numbers.store(builder.fsub(away, numbers.load(low, k_at)), z, to)
+        numbers = Numbers(context, builder, sig.args[0].dtype, ABREAST)
+        z, table, out = (numbers.array(sig.args[a], args[a]) for a in (0, 1, 4))
+        at, last, to = (args[a] for a in (2, 3, 5))
+        totals = numbers.sums(ROWS)
+        for total in totals:
+            builder.store(ir.Constant(numbers.many, None), total)
+        with cgutils.for_range_slice(builder, _INDEX(0), last, _INDEX(1), _INDEX) as (d, _count):
+            rows = numbers.load(z, builder.mul(d, _INDEX(ABREAST)))
+            entry = builder.add(at, builder.mul(d, _INDEX(WIDE)))
+            for r, total in enumerate(totals):
+                numbers.add_product(numbers.spread(table, builder.add(entry, _INDEX(r))), rows, total)
+        found = numbers.load(out, to)
+        for total in totals:
+            one = builder.load(total, typ=numbers.many)
+            found = builder.fadd(found, builder.fmul(one, one, flags=FASTMATH), flags=FASTMATH)
+        numbers.store(found, out, to)
         return context.get_dummy_value()
 
     return signature, generate
@@ -323,6 +368,17 @@ def _compared(each: bool) -> Any:
 
 
 no_more, no_more_each = _compared(False), _compared(True)
+
+
+@intrinsic
+def population(_: Any, bits: Any) -> Any:
+    """Return how many bits of an integer are set."""
+    signature = types.int64(types.int64)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return signature, generate
 
 
 @intrinsic
