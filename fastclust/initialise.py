@@ -167,8 +167,9 @@ def _hard(
     rows: Rows, part: torch.Tensor, w: torch.Tensor | None, centres: torch.Tensor, kind: CovarianceType
 ) -> Statistics:
     """Return the statistics of rows that belong to their nearest centre whole."""
-    # Any precision gives the same nearest centre; this one keeps the numbers small.
-    scale = centres.square().sum(1).max().clamp(min=1e-30).reciprocal()
+    # Any precision gives the same nearest centre. This one keeps the numbers small, and being a power of four it rounds
+    # none of them, nor does its root: rows as far from one centre as from another stay so.
+    scale = centres.square().sum(1).max().clamp(min=1e-30).reciprocal().log2().div(2).floor().mul(2).exp2()
     zeros = torch.zeros(len(centres), dtype=torch.float64, device=centres.device)
     nearest = Coefficients("spherical", zeros, centres, zeros + scale)
     labels, _ = rows.backend.assign(part, nearest, rows.frame, rows.dtype, rows.block_rows)

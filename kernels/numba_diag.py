@@ -9,7 +9,7 @@ error of a term is that of the difference y - m. Moments are about m_k, for the 
 
 A sum of squares only grows. So a strip of rows is first taken against all components in a quarter of the features;
 then each row's best component so far is finished, and of the others only those that could still come within reach of
-it. What is left out has a responsibility below LOST / N; nothing that has more is. Where too many components are left
+it, which LOST decides. What is left out would have no part in the row. Where too many components are left
 (rows in wide, overlapping blobs), the whole strip is computed, and for PATIENCE strips it is not tried again.
 """
 
@@ -41,10 +41,13 @@ from fastclust.kernels.numba_vectors import (
     squares_wide,
 )
 from fastclust.kernels.threads import over_parts
+from fastclust.kernels.torch import FLOOR
 
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
-# Responsibilities are zero from which on so many rows lose a component less than this part of a row altogether.
+# Of many rows, responsibilities are zero from where a component loses less than LOST of a row to that altogether; of up
+# to FEW_ROWS, where time does not matter, from where the torch backend has them zero.
 LOST = {torch.float32: 1e-6, torch.float64: 1e-20}
+FEW_ROWS = 10_000
 STRIP_BYTES = 1 << 17  # of distances: they are read again from the second-level cache
 STRIP_ROWS = (
     32,
@@ -145,8 +148,9 @@ def assign(
 
 
 def reach_of(n_rows: int, dtype: torch.dtype) -> Any:
-    """Return how far above the least a distance may be, in its dtype, to have any part in a row."""
-    return NUMPY[dtype](2 * math.log(max(n_rows, 1) / LOST[dtype]))
+    """Return how far above the least a distance may be, in its dtype, to have any part in a row: twice as many nats."""
+    nats = -FLOOR[dtype] if n_rows <= FEW_ROWS else math.log(n_rows / LOST[dtype])
+    return NUMPY[dtype](2 * nats)
 
 
 _NO_WEIGHTS = np.empty(0)

@@ -52,7 +52,6 @@ TILE_ROWS = (64, 2048)
 # costs half as much as picking them out; and in which the next tile tries one block fewer.
 MANY, FEW = 0.5, 0.25
 LARGEST = float(np.finfo(np.float32).max)
-LIGHT = 1e-5  # responsibilities below it are summed in float32, whose rounding is then less than 1e-12 of a row
 GATHERED = 64  # rows whose differences from a mean stand side by side
 
 
@@ -206,12 +205,10 @@ def _moments(
     mine = slice(ends[k - 1] if k else 0, ends[k])
     if mine.start == mine.stop:
         return
+    width = padded(means.shape[1])
+    z, scatter = np.zeros((GATHERED, width)), np.zeros((width, width))
     nk[k] += r[mine].sum()
-    width, light = padded(means.shape[1]), r[mine] < LIGHT
-    for some, kind in ((~light, np.float64), (light, np.float32)):
-        if some.any():
-            z, scatter = np.zeros((GATHERED, width), dtype=kind), np.zeros((width, width), dtype=kind)
-            _add_moments(y, means[k], row[mine][some], r[mine][some], z, scatter, sx[k], sxx[k])
+    _add_moments(y, means[k], row[mine], r[mine], z, scatter, sx[k], sxx[k])
 
 
 class _Space:

@@ -81,7 +81,7 @@ def test_full_computes_few_distances_of_separate_clusters_and_all_that_count_of_
     found = np.zeros_like(exact)
     found[row, component] = r
     left_out = found == 0
-    assert exact[left_out].max() < 1.1 * numba_diag.LOST[torch.float32] / len(rows)
+    assert exact[left_out].max() < 1.1 * np.exp(-reach / 2)
     np.testing.assert_allclose(found, exact, atol=1e-4)
     assert left_out.mean() > (0.9 if n_clusters == 20 else 0.1)
 
