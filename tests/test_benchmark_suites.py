@@ -104,9 +104,15 @@ def on_a_card_that_is_not_there(tmp_path_factory):
     }
     cases = [replace(TINY, n=200, d=8, k=4, backend=backend) for backend in results]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")  # read when triton is imported, so in a process of its own
-        here = {"torch": lambda cases, *_: [passes.run_case(case, CPU) for case in cases]}
-        patch.setattr(gpu, "run_backend", lambda cases, *more: here.get(cases[0].backend, in_a_process)(cases, *more))
+
+        def run_backend(cases, *more):
+            if cases[0].backend == "torch":
+                return [passes.run_case(case, CPU) for case in cases]
+            with pytest.MonkeyPatch.context() as there:
+                there.setenv("TRITON_INTERPRET", "1")  # read when triton is imported: not by this process
+                return in_a_process(cases, *more)
+
+        patch.setattr(gpu, "run_backend", run_backend)
         patch.setattr(
             gpu, "run_tests", lambda tests, seconds: {name: results[name] for name in tests if name in results}
         )
