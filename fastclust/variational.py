@@ -255,6 +255,23 @@ def log_det_precision(posterior: Posterior) -> torch.Tensor:
     return U.log().sum(1) if posterior.covariance_type == "diag" else n_features * U.log()
 
 
+def over_halves(nu: torch.Tensor, n_features: int, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Return sum_d f((nu - d) / 2), d from 0 to D - 1, of f = digamma or lgamma, for nu (...), more than D - 1.
+
+    Every second term follows from the one before, by psi(x) = psi(x - 1) + 1 / (x - 1) and ln Gamma(x) =
+    ln Gamma(x - 1) + ln(x - 1), which take a tenth of the time. Source: Abramowitz and Stegun, 6.1.15 and 6.3.5.
+    """
+    total = torch.zeros_like(nu)
+    for first in range(min(2, n_features)):
+        terms = (n_features - first + 1) // 2
+        x = 0.5 * (nu - first)
+        step = torch.arange(1, terms, dtype=nu.dtype, device=nu.device)
+        lower = x[..., None] - step  # (..., terms - 1)
+        change = lower.reciprocal() if function is torch.digamma else lower.log()
+        total = total + terms * function(x) - (change * (terms - step)).sum(-1)
+    return total
+
+
 def log_rho_terms(posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (a, m, lambda or R): the E-step as an offset (K,) and a quadratic form about the means (K, D).
 
@@ -262,10 +279,9 @@ def log_rho_terms(posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor, tor
     1/2 E[ln |Lambda_k|], -1/2 D ln 2 pi and -1/2 D / beta_k are in a_k. Source: Bishop 2006, eq. 10.46, 10.64, 10.65.
     """
     n_features = posterior.m.shape[1]
-    d = torch.arange(n_features, dtype=posterior.m.dtype, device=posterior.m.device)
     # The precisions are per degree of freedom: ln |nu W| = ln |W| + D ln nu.
     log_det_W = 2 * log_det_precision(posterior) - n_features * posterior.nu.log()
-    expected = torch.digamma(0.5 * (posterior.nu[..., None] - d)).sum(-1) + n_features * math.log(2) + log_det_W
+    expected = over_halves(posterior.nu, n_features, torch.digamma) + n_features * math.log(2) + log_det_W
     a = expected_log_weights(posterior) + 0.5 * (
         expected - n_features / posterior.beta - n_features * math.log(2 * math.pi)
     )
@@ -282,11 +298,10 @@ def lower_bound(posterior: Posterior, entropy: torch.Tensor) -> torch.Tensor:
     to a covariance is no part of the bound: so the bound can fall, as scikit-learn's does; without it, it never does.
     """
     n_components, n_features = posterior.m.shape
-    d = torch.arange(n_features, dtype=posterior.m.dtype, device=posterior.m.device)
     nu = posterior.nu
     log_det_root_W = log_det_precision(posterior) - 0.5 * n_features * nu.log()
     log_wishart_norm = -(
-        nu * log_det_root_W + nu * n_features * 0.5 * math.log(2) + torch.lgamma(0.5 * (nu[..., None] - d)).sum(-1)
+        nu * log_det_root_W + nu * n_features * 0.5 * math.log(2) + over_halves(nu, n_features, torch.lgamma)
     )
     wishart = log_wishart_norm.sum() * (n_components if posterior.covariance_type == "tied" else 1)
     if posterior.gamma2 is None:

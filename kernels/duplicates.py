@@ -49,13 +49,14 @@ class Merged:
 def merge(coefficients: Coefficients) -> Merged | None:
     """Return coefficients with equal components merged; None where no two are equal, to the last bit."""
     means, precision = coefficients.means, coefficients.precision
-    tied = coefficients.covariance_type == "tied"
+    kind = coefficients.covariance_type
+    own = means.cpu().numpy() if kind in ("tied", "full") else torch.column_stack([means, precision]).cpu().numpy()
     firsts: list[int] = []  # of the groups
-    of_mean: dict[bytes, list[int]] = {}  # groups with that mean
+    of_key: dict[bytes, list[int]] = {}  # groups with these numbers
     groups: list[int] = []
-    for k, mean in enumerate(means.cpu().numpy()):
-        alike = of_mean.setdefault(mean.tobytes(), [])
-        same = next((g for g in alike if tied or torch.equal(precision[k], precision[firsts[g]])), None)
+    for k, numbers in enumerate(own):
+        alike = of_key.setdefault(numbers.tobytes(), [])
+        same = next((g for g in alike if kind != "full" or torch.equal(precision[k], precision[firsts[g]])), None)
         if same is None:
             same = len(firsts)
             firsts.append(k)
