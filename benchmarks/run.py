@@ -93,8 +93,10 @@ def run_on_cpu(suite_name: str, cases: list[Case]) -> dict[str, Any]:
         about["growth"] = growth.summary(records)
         print(about["growth"])
     elif suite_name == "tiles":
-        records = [tiles.run()]
-        print(tiles.line(records[0]))
+        records = []
+        for dtype in tiles.DTYPES:
+            records.append(tiles.run(dtype))
+            print(tiles.line(records[-1]), flush=True)
     else:
         records = []
         for case in cases:

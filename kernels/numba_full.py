@@ -2,9 +2,10 @@ r"""Full covariance on the CPU: distances computed a few features at a time, and
 
 R_k is lower triangular, so the first rows of R_k (y - m_k) need the first features alone, and their squares sum up to a
 distance (of what those features tell by themselves) that only grows with the rows that follow. Sixteen rows of R_k are
-a block. A tile of rows is first taken through the first block of all components; each row's best component so far is
-finished; the others go on, block by block, while they are within reach of the best (see `fastclust.kernels.numba_diag`
-for how far that is). What is left out has no part in the row, so nothing that counts is missing.
+a block. A tile of rows is first taken through the first block of all components, rows side by side; then each row's
+best component so far is finished. Where most of the others are still within reach of it, as in overlapping blobs, the
+next block is taken of all of them, too; where they are not, those that are go on by themselves, block by block, until
+they are not. What is left out has no part in the row (`fastclust.kernels.numba_diag` says how far that reaches).
 
 What is left, a pair of a row and a component each, gives the moments, about m_k and in float64: float32 products lose
 the small eigenvalues that ReLU features have. Of their symmetric sum the lower half is computed.
@@ -48,8 +49,8 @@ from fastclust.kernels.threads import over_items, over_parts
 CHUNK_NUMBERS = 1 << 22  # of pairs, if every component had a part in every row, and of rows: read, then summed up
 TILE_BYTES = 1 << 18  # of distances: they are read again from the second-level cache
 TILE_ROWS = (64, 2048)
-# Of pairs that are left after a block, in which the next one is taken of all of them, sixteen rows side by side, which
-# costs half as much as picking them out; and in which the next tile tries one block fewer.
+# The part of all pairs that is still within reach, from which on the next block is taken of all of them, which costs
+# half as much as picking pairs out; and below which the next tile begins with one block fewer.
 MANY, FEW = 0.5, 0.25
 LARGEST = float(np.finfo(np.float32).max)
 GATHERED = 64  # rows whose differences from a mean stand side by side

@@ -258,7 +258,7 @@ def test_pairs_are_timed_on_rows_of_any_dtype(dtype):
 
 def test_tiles_compare_converged_fits_and_refuse_a_lower_bound(monkeypatch):
     monkeypatch.setattr(tiles, "REST", 0)
-    record = tiles.run("relu", 600, 5, 3)
+    record = tiles.run("float64", "relu", 600, 5, 3)
     ours, theirs = record["ours"], record["theirs"]
     assert (ours["converged"], theirs["converged"]) == (True, True)
     assert ours["n_iter"] == theirs["n_iter"]
@@ -266,7 +266,7 @@ def test_tiles_compare_converged_fits_and_refuse_a_lower_bound(monkeypatch):
     assert "refused" not in record
     text = table.render([run.describe("tiles") | {"cases": [record]}])
     assert f"| {ours['n_iter']} | yes |" in text
-    assert tiles.line(record).startswith("converged-diag-relu-600x5-k3")
+    assert tiles.line(record).startswith("converged-diag-relu-600x5-k3-float64")
 
     class Worse(tiles.Ours):
         def fit(self, X):
@@ -274,7 +274,7 @@ def test_tiles_compare_converged_fits_and_refuse_a_lower_bound(monkeypatch):
             self.lower_bound_ -= 2 * tiles.TOL_PER_ROW * len(X)
 
     monkeypatch.setattr(tiles, "Ours", Worse)
-    assert "lower by 2.0e-03 nats a row" in tiles.run("relu", 600, 5, 3)["refused"]
+    assert "lower by 2.0e-03 nats a row" in tiles.run("float64", "relu", 600, 5, 3)["refused"]
 
 
 def test_the_committed_picture_is_that_of_the_records():
