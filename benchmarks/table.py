@@ -123,6 +123,7 @@ def _growth(record: dict[str, Any]) -> str:
         aim = "within" if summary["reached"] else "not within"
         ratio = summary["largest_over_smallest"]
         about += f"The dearest row costs {ratio:.3g} times the cheapest, {aim} the {summary['aim']:g} that is the aim. "
+    about += "The floor is what all the products of a pass take; distances that are not finished may beat it. "
     whats = {name: case["peers"][name]["what"] for case in record["cases"] for name in timed if name in case["peers"]}
     about += "".join(f"{name} is {what}. " for name, what in whats.items())
     about += f"Not timed: {', '.join(absent)}. " if absent else ""
