@@ -49,10 +49,7 @@ NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 LOST = {torch.float32: 1e-6, torch.float64: 1e-20}
 FEW_ROWS = 10_000
 STRIP_BYTES = 1 << 17  # of distances: they are read again from the second-level cache
-STRIP_ROWS = (
-    32,
-    512,
-)  # the most is what float32 sums hold: of 30,000 rows that were alike, a variance erred by a third
+STRIP_ROWS = (32, 512)  # no more: of 30,000 rows alike, all rounded the same way, a float32 variance erred by a third
 READ_ROWS = 4096  # converted at a time, where rows are not read as they are
 SCREENED = 64  # features, from which on a part of them is taken first
 PART = (32, 64)  # a quarter of the features, but at least and at most

@@ -52,7 +52,6 @@ TILE_ROWS = (64, 2048)
 # The part of all pairs that is still within reach, from which on the next block is taken of all of them, which costs
 # half as much as picking pairs out; and below which the next tile begins with one block fewer.
 MANY, FEW = 0.5, 0.25
-LARGEST = float(np.finfo(np.float32).max)
 GATHERED = 64  # rows whose differences from a mean stand side by side
 
 
@@ -343,6 +342,7 @@ def _near(
     n, n_features, n_components = len(y), y.shape[1], len(start)
     stride, blocks = y.strides[0] // y.itemsize, -(-n_features // WIDE)
     slots, some, order = lists[0], lists[1], lists[2]
+    largest = np.finfo(distance.dtype).max
     for k in range(n_components):
         distance[k] = start[k]
     limit[:] = -np.inf  # what is padding is never within it
@@ -382,7 +382,7 @@ def _near(
         left = 0
         for i in range(n):
             finished[i] = best[i]
-            limit[i] = min(best[i] + reach, LARGEST)
+            limit[i] = min(best[i] + reach, largest)
         for k in range(n_components):
             for i in range(0, distance.shape[1], NARROW):
                 left += population(no_more_each(distance, k * distance.shape[1] + i, limit, i))
@@ -416,7 +416,7 @@ def _near(
                     i = of_slot[slot]
                     distance[k, i] = square[slot]
                     best[i] = min(best[i], square[slot])
-                    limit[i] = min(best[i] + reach, LARGEST)
+                    limit[i] = min(best[i] + reach, largest)
         for i in range(n):
             distance[who[i], i] = finished[i]
     count = 0
@@ -427,7 +427,7 @@ def _near(
             row[count], component[count], depth[count] = i, k, 0.5 * (best[i] - distance[k, i])
             count += 1
     for i in range(n):
-        if best[i] > LARGEST:  # a row so far away that all its distances are infinite
+        if best[i] > largest:  # a row so far away that all its distances are infinite
             row[count], component[count], depth[count] = i, 0, 0.0
             count += 1
     return count

@@ -101,9 +101,20 @@ def test_a_row_too_far_away_for_float32_is_someones_all_the_same(kind, d):
     assert float((found.nk - others.nk).abs().sum()) == pytest.approx(1, abs=1e-4)
 
 
-def test_equal_components_share_a_label_and_the_first_has_it():
-    rows, coefficients, _ = problem(blobs(500, 70, 4), "diag", torch.float32, k=6)
-    twice = Coefficients("diag", *(part.repeat(2, *[1] * (part.ndim - 1)) for part in vars_of(coefficients)))
+@pytest.mark.parametrize("kind", ["spherical", "diag", "full"])
+def test_a_row_too_far_away_for_float32_is_not_for_float64(kind):
+    rows, coefficients, _ = problem(blobs(300, 20, 3), kind, torch.float64, k=5)
+    rows[7] = 1e25
+    labels, density = compiled.assign(rows, coefficients, Frame(), torch.float64)
+    expected, dense = reference.assign(rows, coefficients, Frame(), torch.float64)
+    assert (labels == expected).all()
+    torch.testing.assert_close(density, dense, rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("kind", ["diag", "full"])
+def test_equal_components_share_a_label_and_the_first_has_it(kind):
+    rows, coefficients, _ = problem(blobs(500, 70, 4), kind, torch.float32, k=6)
+    twice = Coefficients(kind, *(part.repeat(2, *[1] * (part.ndim - 1)) for part in vars_of(coefficients)))
     assert (compiled.assign(rows, twice, Frame(), torch.float32)[0] < 6).all()
 
 
