@@ -24,6 +24,7 @@ from fastclust.pieces import Pieces
 from fastclust.summary import Summary
 
 MOVE_BEYOND = 4.0  # deviations
+MERGED_FROM = 16_384  # rows
 
 T = TypeVar("T")
 
@@ -57,9 +58,10 @@ class Rows:
 
     def statistics(self, coefficients: Coefficients) -> Statistics:
         """Return the statistics of all rows: one E-step."""
-        # On an accelerator, looking for equal components would stop the queue.
+        # Looking for equal components would stop an accelerator's queue, and of few rows takes longer than it saves.
+        worth_it = coefficients.covariance_type in ("full", "tied") or self.blocks.n_rows >= MERGED_FROM
         with one_thread_where_small(coefficients.precision):
-            merged = merge(coefficients) if self.blocks.device.type == "cpu" else None
+            merged = merge(coefficients) if worth_it and self.blocks.device.type == "cpu" else None
         here = coefficients if merged is None else merged.coefficients
         found = reduce(
             add,

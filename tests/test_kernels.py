@@ -281,6 +281,7 @@ def test_a_fit_that_ends_with_few_components_passes_over_few(kind, monkeypatch):
         return plain.statistics(rows, coefficients, *rest)
 
     backend = SimpleNamespace(**vars(plain) | {"statistics": statistics})
+    monkeypatch.setattr("fastclust.rows.MERGED_FROM", 1)
     monkeypatch.setattr("fastclust.fitted.kernels.select", lambda name, device: ("watched", backend, {}))
     random = np.random.default_rng(0)
     X = 12 * np.eye(4)[random.integers(4, size=800)] + random.normal(size=(800, 4))
