@@ -1,4 +1,4 @@
-"""What numba does not vectorise by itself: tiles of a matrix product's shape, comparisons to a bit mask, and exp.
+"""What numba does not vectorise by itself: tiles of a matrix product's shape, and comparisons to a bit mask.
 
 The tiles are written as vectors of sixteen or eight numbers, which LLVM maps to whatever registers the CPU has, with
 their sums in registers throughout; on two cores of an AMD EPYC (Zen 4) they run at the rate of fused multiply-adds,
@@ -7,11 +7,9 @@ where the matrix library reaches three quarters of it.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numba
-import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import extending, types
@@ -31,10 +29,6 @@ WIDE, NARROW = 16, 8  # components, or features, of a tile
 # Rows side by side: two registers of sixteen hide a multiply-add's latency, where there are 32 of them.
 ABREAST = 32 if get_host_cpu_features().get("avx512f") else 16
 
-# exp on [-ln 2 / 2, ln 2 / 2] after Cephes (Moshier 1989), to 2e-7; numba has no vectorised one.
-EXP = tuple(np.float32(c) for c in (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5))
-LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
-HALF, ONE = np.float32(0.5), np.float32(1.0)
 
 _INDEX = ir.IntType(64)
 
@@ -390,35 +384,3 @@ def lowest(_: Any, bits: Any) -> Any:
         return builder.cttz(args[0], ir.IntType(1)(1))
 
     return signature, generate
-
-
-def exp(depth: Any, power: Any, count: int) -> None:
-    """Write exp of depth (n,), not positive and not below -80, into power (n,); the first `count` of them."""
-
-
-@extending.overload(exp, inline="always")
-def _exp_of(depth: Any, power: Any, count: Any) -> Any:
-    if depth.dtype != numba.float32:
-
-        def exactly(depth: Any, power: Any, count: Any) -> None:  # pragma: no cover - compiled
-            for h in range(count):
-                power[h] = math.exp(depth[h])
-
-        return exactly
-
-    def by_polynomial(depth: Any, power: Any, count: Any) -> None:  # pragma: no cover - compiled
-        bits = power.view(np.int32)
-        for h in range(count):
-            whole = np.floor(depth[h] * LOG2_E + HALF)
-            f = (depth[h] - whole * LN2_HIGH) - whole * LN2_LOW
-            p = EXP[0]
-            p = p * f + EXP[1]
-            p = p * f + EXP[2]
-            p = p * f + EXP[3]
-            p = p * f + EXP[4]
-            p = p * f + EXP[5]
-            p = p * f * f + f + ONE
-            power[h] = p
-            bits[h] += np.int32(whole) << np.int32(23)
-
-    return by_polynomial
