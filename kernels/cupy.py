@@ -26,18 +26,15 @@ No label differs.
 from __future__ import annotations
 
 import importlib.util
-import logging
-from functools import cache
 
 import torch
 
 from fastclust.kernels import torch as plain
 from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
+from fastclust.kernels.handover import left, tell
 
 PRECISIONS: tuple[Precision, ...] = ("high",)
 STORED = {torch.float32: "float", torch.float16: "float16", torch.bfloat16: "bfloat16"}  # names in kernels/cuda
-
-log = logging.getLogger("fastclust")
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -65,18 +62,6 @@ def why_not(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.d
     return None if stored in STORED else f"rows are {stored}, and the CUDA kernels read {', '.join(map(str, STORED))}"
 
 
-@cache
-def _tell(reason: str) -> None:
-    log.info("backend cupy leaves this to the torch backend: %s", reason)
-
-
-def _left(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.dtype) -> bool:
-    reason = why_not(covariance_type, dtype, stored)
-    if reason is not None:
-        _tell(reason)
-    return reason is not None
-
-
 def statistics(
     rows: torch.Tensor,
     coefficients: Coefficients,
@@ -90,7 +75,7 @@ def statistics(
 
     block_rows is for what goes to the torch backend: here a row takes no memory, or 12 bytes where K is above 64.
     """
-    if _left(coefficients.covariance_type, dtype, rows.dtype):
+    if left("cupy", why_not(coefficients.covariance_type, dtype, rows.dtype)):
         return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
     from fastclust.kernels import cupy_launch as launch
 
@@ -106,7 +91,7 @@ def assign(
     precision: Precision = "high",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
-    if _left(coefficients.covariance_type, dtype, rows.dtype):
+    if left("cupy", why_not(coefficients.covariance_type, dtype, rows.dtype)):
         return plain.assign(rows, coefficients, frame, dtype, block_rows)
     from fastclust.kernels import cupy_launch as launch
 
@@ -123,7 +108,7 @@ def moments(
     dtype: torch.dtype,
 ) -> Statistics:
     """Return the statistics of rows (N, D) for given responsibilities (N, K), by the torch backend."""
-    _tell("moments of given responsibilities have no CUDA kernel")
+    tell("cupy", "moments of given responsibilities have no CUDA kernel")
     return plain.moments(rows, responsibilities, covariance_type, about, frame, dtype)
 
 
@@ -136,5 +121,5 @@ def responsibilities(
     precision: Precision = "high",
 ) -> torch.Tensor:
     """Return the responsibilities (N, K), by the torch backend."""
-    _tell("responsibilities have no CUDA kernel")
+    tell("cupy", "responsibilities have no CUDA kernel")
     return plain.responsibilities(rows, coefficients, frame, dtype, block_rows)

@@ -31,22 +31,20 @@ and tied. Triton is imported when it is first needed: a second that a run on the
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from collections.abc import Callable
-from functools import cache, reduce
+from functools import reduce
 from operator import add
 
 import torch
 
 from fastclust.kernels import torch as plain
 from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
+from fastclust.kernels.handover import left
 from fastclust.kernels.triton_shapes import fits
 
 PRECISIONS: tuple[Precision, ...] = ("high", "fast")
 STORED = (torch.float32, torch.float16, torch.bfloat16)
-
-log = logging.getLogger("fastclust")
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -68,18 +66,6 @@ def why_not(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.d
     if dtype != torch.float32:
         return f"arithmetic in {dtype} was asked for, and the Triton kernels compute in float32"
     return None if stored in STORED else f"rows are {stored}, and the Triton kernels read {STORED}"
-
-
-@cache
-def _tell(reason: str) -> None:
-    log.info("backend triton leaves this to the torch backend: %s", reason)
-
-
-def _left(covariance_type: CovarianceType, dtype: torch.dtype, stored: torch.dtype) -> bool:
-    reason = why_not(covariance_type, dtype, stored)
-    if reason is not None:
-        _tell(reason)
-    return reason is not None
 
 
 def _fast(precision: Precision) -> bool:
@@ -105,7 +91,7 @@ def statistics(
 
     precision: of matrix products in float32, "high", three terms of tf32, or "fast", three of bfloat16.
     """
-    if _left(coefficients.covariance_type, dtype, rows.dtype):
+    if left("triton", why_not(coefficients.covariance_type, dtype, rows.dtype)):
         return plain.statistics(rows, coefficients, frame, dtype, weights, block_rows)
     from fastclust.kernels import triton_full_launch as full_launch
     from fastclust.kernels import triton_launch as launch
@@ -132,7 +118,7 @@ def moments(
     dtype: torch.dtype,
 ) -> Statistics:
     """Return the statistics of rows (N, D) for given responsibilities (N, K); see the backend protocol."""
-    if _left(covariance_type, dtype, rows.dtype):
+    if left("triton", why_not(covariance_type, dtype, rows.dtype)):
         return plain.moments(rows, responsibilities, covariance_type, about, frame, dtype)
     from fastclust.kernels import triton_full_launch as full_launch
     from fastclust.kernels import triton_launch as launch
@@ -151,7 +137,7 @@ def assign(
     precision: Precision = "high",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,) of each row."""
-    if _left(coefficients.covariance_type, dtype, rows.dtype):
+    if left("triton", why_not(coefficients.covariance_type, dtype, rows.dtype)):
         return plain.assign(rows, coefficients, frame, dtype, block_rows)
     from fastclust.kernels import triton_launch as launch
 
@@ -173,7 +159,7 @@ def responsibilities(
     precision: Precision = "high",
 ) -> torch.Tensor:
     """Return the responsibilities (N, K)."""
-    if _left(coefficients.covariance_type, dtype, rows.dtype):
+    if left("triton", why_not(coefficients.covariance_type, dtype, rows.dtype)):
         return plain.responsibilities(rows, coefficients, frame, dtype, block_rows)
     from fastclust.kernels import triton_launch as launch
 

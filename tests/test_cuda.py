@@ -16,7 +16,7 @@ from cupy_on_cpu import before_a_wall
 from test_kernels import SHAPES, TOLERANCE, _on_origin, _variance, error, errors, problem
 
 from fastclust import DPGMM, kernels
-from fastclust.kernels import Coefficients, Frame, Statistics, reference
+from fastclust.kernels import Coefficients, Frame, Statistics, handover, reference
 from fastclust.kernels import cupy as backend
 from fastclust.kernels import cupy_launch as launch
 
@@ -287,7 +287,7 @@ def test_a_fit_is_the_torch_backends(kind, place, monkeypatch):
 
 def test_what_has_no_kernel_goes_to_torch_and_is_told(caplog):
     caplog.set_level(logging.INFO, "fastclust")
-    backend._tell.cache_clear()
+    handover.tell.cache_clear()
     rows, coefficients = problem(40, 3, 2, "full")
     args = coefficients, Frame(), torch.float32
     expected = oracle(rows.float(), coefficients)

@@ -10,7 +10,7 @@ from conftest import relu_features
 from test_kernels import SHAPES, TOLERANCE, _variance, error, errors, problem
 
 from fastclust import DPGMM, kernels
-from fastclust.kernels import Coefficients, Frame, Statistics, reference
+from fastclust.kernels import Coefficients, Frame, Statistics, handover, reference
 from fastclust.kernels import triton as backend
 from fastclust.kernels import triton_launch as launch
 
@@ -291,7 +291,7 @@ def test_responsibilities_below_the_floor_are_zero(kind):
 
 def test_float64_goes_to_torch_and_is_told(caplog):
     caplog.set_level(logging.INFO, "fastclust")
-    backend._tell.cache_clear()
+    handover.tell.cache_clear()
     rows, coefficients = problem(40, 3, 2, "full")
     wide = backend.statistics(rows.to(DEVICE), there(coefficients), Frame(), torch.float64)
     assert error(wide.nk, oracle(rows, coefficients).nk) < TOLERANCE[torch.float64]
