@@ -1,7 +1,8 @@
 """What users hold rows in, and results in the same kind of array on the device where the rows are.
 
 NumPy, lists and frames go through scikit-learn's own validation; torch tensors, whatever has `__dlpack__` (CuPy, JAX)
-or `__cuda_array_interface__`, and h5py datasets are taken as they are. None of them is copied whole.
+or `__cuda_array_interface__`, h5py datasets and rows that are computed (`fastclust.parts`) are taken as they are. None
+of them is copied whole.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from fastclust.parts import is_computed
+
 
 @dataclass(frozen=True)
 class Given:
     """Hold rows as they came.
 
-    parts: tensors, h5py datasets, or what NumPy can look at, one after the other. like: makes a tensor the kind of
-    array that came, where it came from. host: whether it is for scikit-learn to validate.
+    parts: tensors, h5py datasets, computed rows, or what NumPy can look at, one after the other. like: makes a tensor
+    the kind of array that came, where it came from. host: whether it is for scikit-learn to validate.
     """
 
     parts: list[Any]
@@ -37,7 +40,7 @@ def receive(X: Any) -> Given:
         return Given([part for piece in pieces for part in piece.parts], pieces[0].like)
     if isinstance(X, torch.Tensor):
         return Given([X.detach()], lambda result: result.to(X.device))
-    if isinstance(X, h5py.Dataset):
+    if isinstance(X, h5py.Dataset) or is_computed(X):
         return Given([X], host)
     if hasattr(X, "__dlpack__") and not isinstance(X, (np.ndarray, np.generic)):
         tensor = from_dlpack(X)

@@ -1,7 +1,9 @@
 """Rows from wherever they are, as blocks of torch tensors on the device that computes.
 
-A source is an array (N, D), a memory map, an h5py dataset, a torch tensor, or a list of these with the same D, read one
-after the other. Rows keep the dtype that they are stored in; float16 rows are never copied to float32 whole.
+A source is an array (N, D), a memory map, an h5py dataset, a torch tensor, rows that are computed when they are asked
+for (`fastclust.parts`), or a list of these with the same D, read one after the other. Rows keep the dtype that they are
+stored in; float16 rows are never copied to float32 whole. Memory does not grow with the rows that are in files or
+computed: READ_BYTES of them at a time, and while those are worked on, the next are read.
 
 Rows that are on the host or in a file go to a GPU through `fastclust.staging`, while it computes. They stay there for
 the passes that follow where that takes no more than half of its free memory.
@@ -10,20 +12,22 @@ the passes that follow where that takes no more than half of its free memory.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
+from fastclust import parts as of_rows
+from fastclust.parts import dtype_of, fill, is_computed, is_file, is_mapped, tensor, two_dimensional, viewable
 from fastclust.staging import Lane, Slot, lane_of, staged
 
 log = logging.getLogger("fastclust")
 
-READ_BYTES = 64 << 20  # of a file that cannot be mapped, at a time
+READ_BYTES = 32 << 20  # of a file, at a time
 COPY_BYTES = 64 << 20  # from the host to an accelerator, at a time; two buffers of this on either side
 KEPT_SHARE = 0.5  # of an accelerator's free memory, for rows that stay there
 
@@ -42,7 +46,7 @@ class Blocks:
     def __init__(
         self, source: Any, device: torch.device, weights: np.ndarray | None = None, lane: Lane | None = None
     ) -> None:
-        self.parts = [_two_dimensional(part) for part in (source if isinstance(source, (list, tuple)) else [source])]
+        self.parts = [two_dimensional(part) for part in (source if isinstance(source, (list, tuple)) else [source])]
         widths = {int(part.shape[1]) for part in self.parts}
         if len(widths) != 1:
             raise ValueError(f"parts of the rows have different numbers of features: {sorted(widths)}")
@@ -59,7 +63,7 @@ class Blocks:
     @property
     def dtypes(self) -> set[torch.dtype]:
         """The dtypes of the blocks."""
-        return {_tensor(part[:0]).dtype for part in self.parts}
+        return {dtype_of(part) for part in self.parts}
 
     @property
     def present(self) -> np.ndarray | None:
@@ -86,30 +90,44 @@ class Blocks:
             if away and self.lane is not None:
                 yield from self._through(self.lane, list(run))
                 continue
-            for part in (self._sources[index] for index in run):
-                step = self._step(part)
-                for low in range(0, int(part.shape[0]), step):
-                    yield _tensor(part[low : low + step]).to(self.device)
+            for index in run:
+                yield from self._in_turn(index)
+
+    def _in_turn(self, index: int) -> Iterator[torch.Tensor]:
+        """Iterate over the rows of a part that needs no lane: each block is good until the next is asked for."""
+        part = self._sources[index]
+        bounds = self._bounds(part)
+        if is_file(part):
+            yield from _read_ahead(part, bounds, self.device)
+            return
+        kept = self._room(self.lane, [(len(part), dtype_of(part))]) if self.lane and is_computed(part) else []
+        for place, (low, high) in enumerate(pairwise(bounds)):
+            if len(bounds) > 2 and high < bounds[-1]:
+                of_rows.ask_for(part, high, bounds[place + 2])
+            block = tensor(part[low:high]).to(self.device)
+            for room in kept:
+                room[low:high].copy_(block)
+            yield block
+            if len(bounds) > 2:
+                of_rows.let_go(part, low, high)
+        for room in kept:
+            self._sources[index] = room
 
     def _is_away(self, index: int) -> bool:
         """Say whether a part goes through the lane: it is on the host, or in a file, and the device is not."""
-        part = self._sources[index]
-        return self.lane is not None and not (isinstance(part, torch.Tensor) and part.device == self.device)
+        device = getattr(self._sources[index], "device", None)
+        return self.lane is not None and not (isinstance(device, torch.device) and _numbered(device) == self.device)
 
     def _through(self, lane: Lane, run: list[int]) -> Iterator[torch.Tensor]:
         """Iterate over the rows of these parts, one after the other, and keep them on the device where they fit."""
         parts = [self._sources[index] for index in run]
-        like = [_tensor(part[:0]) for part in parts]  # (0, D) in the dtype that rows are copied in
-        steps = [max(1, COPY_BYTES // (self.n_features * some.dtype.itemsize)) for some in like]
-        chunks = [
-            (i, low, min(low + steps[i], len(part)))
-            for i, part in enumerate(parts)
-            for low in range(0, len(part), steps[i])
-        ]
-        largest = max((high - low) * self.n_features * like[i].dtype.itemsize for i, low, high in chunks)
+        dtypes = [dtype_of(part) for part in parts]  # that rows are copied in
+        cuts = [self._bounds(part, away=True) for part in parts]
+        chunks = [(i, low, high) for i, bounds in enumerate(cuts) for low, high in pairwise(bounds)]
+        largest = max((high - low) * self.n_features * dtypes[i].itemsize for i, low, high in chunks)
         slots = [Slot(lane, largest) for _ in range(2)]
-        kept = self._room(lane, [(len(part), some.dtype) for part, some in zip(parts, like, strict=True)])
-        fills = (partial(_fill, parts[i], low, high) for i, low, high in chunks)
+        kept = self._room(lane, [(int(part.shape[0]), dtype) for part, dtype in zip(parts, dtypes, strict=True)])
+        fills = (partial(fill, parts[i], low, high) for i, low, high in chunks)
         for (i, low, high), block in zip(chunks, staged(fills, slots), strict=True):
             if kept:
                 lane.keep(block, kept[i][low:high])
@@ -131,13 +149,24 @@ class Blocks:
     def take(self, index: np.ndarray) -> torch.Tensor:
         """Return the rows of an increasing index (n,) as one (n, D) tensor on the device."""
         chosen = []
-        for part, low, high in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
-            inside = index[(index >= low) & (index < high)] - low
+        for part, first, last in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
+            inside = index[(index >= first) & (index < last)] - first
             if isinstance(part, torch.Tensor):
                 chosen.append(part[torch.from_numpy(inside).to(part.device)].to(self.device))
-            elif len(inside):
-                chosen.append(_tensor(np.asarray(part[inside])).to(self.device))
-        dtype = chosen[0].dtype
+                continue
+            bounds = self._bounds(part)
+            for low, high in pairwise(bounds):
+                some = inside[np.searchsorted(inside, low) : np.searchsorted(inside, high)]
+                if not len(some):
+                    continue
+                if is_computed(part):
+                    whole = part[low:high]
+                    chosen.append(whole[torch.from_numpy(some - low).to(whole.device)].to(self.device))
+                else:
+                    chosen.append(tensor(np.asarray(part[some])).to(self.device))
+                if len(bounds) > 2:
+                    of_rows.let_go(part, low, high)
+        dtype = torch.float16 if chosen else torch.get_default_dtype()
         for piece in chosen:
             dtype = torch.promote_types(dtype, piece.dtype)
         return torch.cat([piece.to(dtype) for piece in chosen])
@@ -159,14 +188,27 @@ class Blocks:
         """Return the weights (n,) of the rows of an index (n,), or None."""
         return None if self.weights is None else self.weights[torch.from_numpy(index).to(self.device)]
 
-    def _step(self, part: Any) -> int:
-        """Return how many rows of a part are handed on at a time."""
+    def _bounds(self, part: Any, away: bool = False) -> list[int]:
+        """Return the rows at which a part is cut into what is handed on at a time, from 0 to their number."""
+        if is_computed(part):
+            return [int(bound) for bound in part.bounds]
+        n = int(part.shape[0])
         on_device = isinstance(part, torch.Tensor) and part.device == self.device
-        mapped = isinstance(part, (np.ndarray, torch.Tensor)) and self.device.type == "cpu"
-        if on_device or (mapped and _viewable(part)):
-            return max(1, int(part.shape[0]))
-        row = int(part.shape[1]) * int(part.dtype.itemsize)
-        return max(1, (READ_BYTES if self.device.type == "cpu" else COPY_BYTES) // row)
+        in_memory = isinstance(part, (np.ndarray, torch.Tensor)) and not is_mapped(part) and self.device.type == "cpu"
+        if n and not away and (on_device or (in_memory and viewable(part))):
+            return [0, n]
+        step = max(1, (COPY_BYTES if away else READ_BYTES) // (self.n_features * dtype_of(part).itemsize))
+        return [*range(0, n, step), n]
+
+
+def _read_ahead(part: Any, bounds: list[int], device: torch.device) -> Iterator[torch.Tensor]:
+    """Iterate over rows of a file that cannot be mapped, of which the next are read meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="fastclust-reader") as reader:
+        coming: Future[Any] | None = None
+        for low, high in [*pairwise(bounds), (0, 0)]:
+            ready, coming = coming, reader.submit(part.__getitem__, slice(low, high))
+            if ready is not None:
+                yield tensor(ready.result()).to(device)  # the reader is at the next already
 
 
 def check_finite(rows: torch.Tensor, first: int) -> None:
@@ -186,56 +228,3 @@ def _numbered(device: torch.device) -> torch.device:
     """Return the device with its number: tensors on "cuda" say "cuda:0"."""
     unnumbered = device.type == "cuda" and device.index is None
     return torch.device("cuda", torch.cuda.current_device()) if unnumbered else device
-
-
-def _two_dimensional(part: Any) -> Any:
-    """Return a part of a source as something sliced by rows: itself, or a NumPy array."""
-    if isinstance(part, torch.Tensor):
-        part = part.detach()
-    if not isinstance(part, (np.ndarray, torch.Tensor)) and not (hasattr(part, "id") and hasattr(part, "shape")):
-        part = np.asarray(part)
-    if len(part.shape) != 2:
-        raise ValueError(
-            f"expected a 2D array of rows and features, got shape {tuple(part.shape)} instead; "
-            "reshape your data with .reshape(-1, 1) if it has one feature, or .reshape(1, -1) if it is one row"
-        )
-    real = not part.is_complex() if isinstance(part, torch.Tensor) else part.dtype.kind in "fiub"
-    if not real:
-        if getattr(part.dtype, "kind", "c") == "c":
-            raise ValueError(f"complex data not supported: expected real numbers, got {part.dtype}")
-        raise TypeError(f"expected an array of real numbers, got dtype {part.dtype}")
-    return part
-
-
-def _fill(part: Any, low: int, high: int, buffer: torch.Tensor) -> torch.Tensor:
-    """Write rows of a part, low to high, into a buffer of bytes, and return them as (n, D) there."""
-    in_file = hasattr(part, "read_direct") and _viewable(part)
-    rows = _tensor(part[:0] if in_file else part[low:high])
-    size = (high - low) * int(part.shape[1])
-    room = buffer[: size * rows.dtype.itemsize].view(rows.dtype).view(high - low, -1)
-    if in_file:
-        part.read_direct(room.numpy(), np.s_[low:high])  # from the file to the buffer, without an array between
-    else:
-        room.copy_(rows)
-    return room
-
-
-def _viewable(part: Any) -> bool:
-    """Say whether torch can look at the part's memory as it is."""
-    if isinstance(part, torch.Tensor):
-        return part.is_floating_point()
-    forward = all(stride >= 0 for stride in getattr(part, "strides", ()))  # a file has none
-    return part.dtype in (np.float16, np.float32, np.float64) and forward
-
-
-def _tensor(part: Any) -> torch.Tensor:
-    """Return rows as a tensor of a float dtype, looking at the same memory where that can be."""
-    if isinstance(part, torch.Tensor):
-        return part if part.is_floating_point() else part.double()
-    array = np.asarray(part)
-    if not _viewable(array):
-        narrow = array.dtype.kind == "f" and array.dtype.itemsize <= 8
-        array = array.astype(array.dtype.newbyteorder("=") if narrow else np.float64)
-    with warnings.catch_warnings():  # of arrays that must not be written to; nothing here writes to rows
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
-        return torch.from_numpy(array)
