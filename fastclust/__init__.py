@@ -5,14 +5,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastclust.checkpoint import Checkpoint
     from fastclust.drop_in import BayesianGaussianMixture
     from fastclust.estimator import DPGMM
     from fastclust.saved import load
 
 __version__ = version("fastclust")
-__all__ = ["DPGMM", "BayesianGaussianMixture", "__version__", "load"]
+__all__ = ["DPGMM", "BayesianGaussianMixture", "Checkpoint", "__version__", "load"]
 
-_HOMES = {"DPGMM": "estimator", "BayesianGaussianMixture": "drop_in", "load": "saved"}
+_HOMES = {"Checkpoint": "checkpoint", "DPGMM": "estimator", "BayesianGaussianMixture": "drop_in", "load": "saved"}
 
 
 def __getattr__(name: str) -> Any:

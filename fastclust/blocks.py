@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from fastclust import parts as of_rows
+from fastclust.group import ALONE, Group
 from fastclust.parts import dtype_of, fill, is_computed, is_file, is_mapped, tensor, two_dimensional, viewable
 from fastclust.staging import Lane, Slot, lane_of, staged
 
@@ -38,13 +39,19 @@ class Blocks:
     source: see the module. device: where blocks are wanted. On the CPU a block is a view of the source wherever
     there is one, so a block may be as large as the source. On a GPU a block of rows that came from elsewhere is valid
     until the next one is asked for. weights: (N,) float64, not negative, how often each row counts; None for once.
-    lane: how rows are copied to the device; None for the device's own way.
+    lane: how rows are copied to the device; None for the device's own way. group: processes that each have rows of
+    their own; `n_total`, `total` and `n_present` count those of all.
     Raises ValueError for a source that is not two-dimensional, or parts that differ in width, and TypeError for one
     that holds no real numbers.
     """
 
     def __init__(
-        self, source: Any, device: torch.device, weights: np.ndarray | None = None, lane: Lane | None = None
+        self,
+        source: Any,
+        device: torch.device,
+        weights: np.ndarray | None = None,
+        lane: Lane | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.parts = [two_dimensional(part) for part in (source if isinstance(source, (list, tuple)) else [source])]
         widths = {int(part.shape[1]) for part in self.parts}
@@ -57,26 +64,23 @@ class Blocks:
         self.starts = np.cumsum([0] + [int(part.shape[0]) for part in self.parts])
         self.n_rows = int(self.starts[-1])
         self.weights = None if weights is None else torch.from_numpy(weights).to(device)
-        # How many rows there are, each as often as it counts.
-        self.total = float(self.n_rows) if weights is None else float(weights.sum())
+        self.group = group
+        # The index of the rows that count (n,) where some do not.
+        self.present = None if weights is None or (weights > 0).all() else np.flatnonzero(weights > 0)
+        self._own = self.n_rows if self.present is None else len(self.present)
+        total = float(self.n_rows) if weights is None else float(weights.sum())  # each as often as it counts
+        counts = np.array(group.numbers(self.n_rows, self._own, total))
+        self.n_total, self.n_present, self.total = (
+            int(counts[:, 0].sum()),
+            int(counts[:, 1].sum()),
+            float(counts[:, 2].sum()),
+        )
+        self._before = int(counts[: group.rank, 1].sum())  # rows that count, of the processes before this one
 
     @property
     def dtypes(self) -> set[torch.dtype]:
         """The dtypes of the blocks."""
         return {dtype_of(part) for part in self.parts}
-
-    @property
-    def present(self) -> np.ndarray | None:
-        """The index of the rows that count (n,) where some do not, else None."""
-        if self.weights is None or bool((self.weights > 0).all()):
-            return None
-        return np.flatnonzero(self.weights.cpu().numpy() > 0)
-
-    @property
-    def n_present(self) -> int:
-        """How many rows count."""
-        present = self.present
-        return self.n_rows if present is None else len(present)
 
     def weighted(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Iterate over blocks (n, D) with their rows' weights (n,), or None."""
@@ -166,23 +170,29 @@ class Blocks:
                     chosen.append(tensor(np.asarray(part[some])).to(self.device))
                 if len(bounds) > 2:
                     of_rows.let_go(part, low, high)
-        dtype = torch.float16 if chosen else torch.get_default_dtype()
-        for piece in chosen:
-            dtype = torch.promote_types(dtype, piece.dtype)
-        return torch.cat([piece.to(dtype) for piece in chosen])
+        dtype = dtype_of(self.parts[0])
+        for part in self.parts:
+            dtype = torch.promote_types(dtype, dtype_of(part))
+        none = torch.empty(0, self.n_features, dtype=dtype, device=self.device)
+        return torch.cat([none, *(piece.to(dtype) for piece in chosen)])
 
     def sample(self, size: int, random: np.random.RandomState) -> np.ndarray:
         """Return the index of `size` of the rows that count, drawn evenly without replacement, in order.
 
-        Where there are no more, it is all of them.
+        Where there are no more, it is all of them. Of a group's rows it is those that this process has.
         """
-        present, n = self.present, self.n_present
-        if size >= n:
-            return np.arange(n) if present is None else present
-        # One row from each of `size` equal stretches: no permutation of N, and every image has its share.
-        edges = np.linspace(0, n, size + 1).astype(np.int64)
-        index = edges[:-1] + (random.random_sample(size) * np.diff(edges)).astype(np.int64)
-        return index if present is None else present[index]
+        index = np.arange(self._before, self._before + self._own)
+        if size < self.n_present:
+            # One row from each of `size` equal stretches: no permutation of N, and every image has its share.
+            edges = np.linspace(0, self.n_present, size + 1).astype(np.int64)
+            index = edges[:-1] + (random.random_sample(size) * np.diff(edges)).astype(np.int64)
+        return self.own(index)[1]
+
+    def own(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which (n,) of some of a group's rows that count this process has, and their index (n,) here."""
+        here = np.flatnonzero((index >= self._before) & (index < self._before + self._own))
+        rows = index[here] - self._before
+        return here, rows if self.present is None else self.present[rows]
 
     def weights_of(self, index: np.ndarray) -> torch.Tensor | None:
         """Return the weights (n,) of the rows of an index (n,), or None."""

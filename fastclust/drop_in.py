@@ -150,8 +150,8 @@ class BayesianGaussianMixture(Mixture):
 
     # The rest is not public.
 
-    def _starts(self, given: Given) -> dict[str, initialise.Start]:
-        return initialise.STARTS_ON_HOST if given.host else initialise.STARTS
+    def _starts(self, given: Given, alone: bool) -> dict[str, initialise.Start]:
+        return initialise.STARTS_ON_HOST if given.host and alone else initialise.STARTS
 
     def _floats(self, given: Given, result: torch.Tensor) -> Any:
         return given.like(result.double() if given.host else result)  # scikit-learn's are float64 for float32 rows too

@@ -21,12 +21,19 @@ from fastclust.variational import Posterior, Prior
 
 @dataclass(frozen=True)
 class Ascent:
-    """Hold what a run of coordinate ascent ended with; bounds in nats, summed over rows."""
+    """Hold where a run of coordinate ascent is; bounds in nats, summed over rows.
+
+    statistics: that the posterior follows from; None before the first pass. change: of the bound by the last pass.
+    reference: the bound that the next pass has to surpass. fast: whether the next pass is in fast products.
+    """
 
     posterior: Posterior
-    statistics: Statistics | None  # that the posterior follows from; None after no pass
-    lower_bounds: list[float]
-    converged: bool
+    statistics: Statistics | None = None
+    lower_bounds: tuple[float, ...] = ()
+    change: float = math.inf
+    reference: float = -math.inf
+    fast: bool = False
+    converged: bool = False
 
     @property
     def n_passes(self) -> int:
@@ -84,43 +91,51 @@ def fetched(bound: torch.Tensor) -> float:
 def ascend(
     rows: Rows,
     prior: Prior,
-    start: Posterior,
+    start: Ascent,
     *,
     scatter: torch.Tensor | None,
     tol: float,
     max_passes: int,
-    lower_bound: float = -torch.inf,
     sort_sticks: bool = False,
-    fast_first: bool = False,
-    on_pass: Callable[[int, float, float], None] | None = None,
+    on_pass: Callable[[Ascent], None] | None = None,
 ) -> Ascent:
-    """Alternate E-step and M-step from a posterior until the bound changes by less than tol, or max_passes.
+    """Alternate E-step and M-step from where an ascent is until the bound changes by less than tol, or max_passes.
 
-    tol: nats, on the bound summed over rows. lower_bound: the bound of the start, if it is known. sort_sticks: put the
-    components in order of size after each E-step, which never lowers the bound of a Dirichlet process (Kurihara,
-    Welling and Teh 2007, section 3). fast_first: make passes in fast products until the bound rises by less than tol,
-    and then in the rows' own precision, two or more, for only their bounds are compared; the last of max_passes is in
-    the rows' own in any case. on_pass: called after each pass with its number from 1, the bound and its change.
-    Raises IllDefinedCovarianceError where a covariance is not positive definite.
+    start: an `Ascent` of a posterior alone, or what an earlier one ended with, which then goes on as if it had not.
+    Where it is fast, passes are made in fast products until the bound rises by less than tol, and then in the rows' own
+    precision, two or more, for only their bounds are compared; the last of max_passes is in the rows' own in any case.
+    tol: nats, on the bound summed over rows. sort_sticks: put the components in order of size after each E-step, which
+    never lowers the bound of a Dirichlet process (Kurihara, Welling and Teh 2007, section 3). on_pass: called after
+    each pass with where the ascent is. Raises IllDefinedCovarianceError where a covariance is not positive definite.
     """
-    posterior, statistics, bounds = start, None, list[float]()
-    own, rows = rows, replace(rows, precision="fast") if fast_first else rows
-    for n_pass in range(1, max_passes + 1):
-        if rows is not own and n_pass == max_passes:
-            rows, lower_bound = own, -torch.inf
-        statistics = rows.statistics(coefficients(posterior))
-        if sort_sticks:
-            statistics = statistics.take(by_size(statistics))
-        posterior = _update(prior, statistics, scatter)
-        bound = fetched(_bound(posterior, statistics))
-        if not math.isfinite(bound):
-            variational.check(posterior)
-        bounds.append(bound)
-        change, lower_bound = bound - lower_bound, bound
+    now = start
+    while now.n_passes < max_passes and not now.converged:
+        if now.fast and now.n_passes == max_passes - 1:
+            now = replace(now, fast=False, reference=-math.inf)
+        here = replace(rows, precision="fast") if now.fast else rows
+        now = _pass(here, prior, now, scatter, tol, sort_sticks)
         if on_pass is not None:
-            on_pass(n_pass, bound, change)
-        if rows is not own and change < tol:  # or the bound falls, which it may by what fast products err
-            rows, lower_bound = own, -torch.inf
-        elif abs(change) < tol:
-            return Ascent(posterior, statistics, bounds, True)
-    return Ascent(posterior, statistics, bounds, False)
+            on_pass(now)
+    return now
+
+
+def _pass(rows: Rows, prior: Prior, now: Ascent, scatter: torch.Tensor | None, tol: float, sort_sticks: bool) -> Ascent:
+    """Return where one more pass leads to."""
+    statistics = rows.statistics(coefficients(now.posterior))
+    if sort_sticks:
+        statistics = statistics.take(by_size(statistics))
+    posterior = _update(prior, statistics, scatter)
+    bound = fetched(_bound(posterior, statistics))
+    if not math.isfinite(bound):
+        variational.check(posterior)
+    bound = rows.blocks.group.agreed(bound)
+    change, settled = bound - now.reference, now.fast and bound - now.reference < tol  # it may fall by what they err
+    return Ascent(
+        posterior,
+        statistics,
+        (*now.lower_bounds, bound),
+        change,
+        -math.inf if settled else bound,
+        now.fast and not settled,
+        not now.fast and abs(change) < tol,
+    )

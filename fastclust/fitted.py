@@ -16,6 +16,7 @@ from sklearn.utils.validation import _check_feature_names, _check_sample_weight,
 from fastclust import engine, kernels, memo, model_file, variational
 from fastclust.arrays import Given, host, receive
 from fastclust.blocks import Blocks, check_finite
+from fastclust.group import ALONE, Group
 from fastclust.rows import Rows
 
 log = logging.getLogger("fastclust")
@@ -34,12 +35,12 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Any) -> Any:
         """Return the most probable component of each row: (n_samples,) int64, the kind of array that X is."""
         given, rows = self._rows_of(X)
-        return given.like(torch.cat([labels for labels, _ in self._assigned(rows)]).long())
+        return given.like(self._of_each(rows, 0, torch.int64))
 
     def score_samples(self, X: Any) -> Any:
         """Return the log-density of each row, in nats, (n_samples,), under the expected log parameters."""
         given, rows = self._rows_of(X)
-        return self._floats(given, torch.cat([density for _, density in self._assigned(rows)]))
+        return self._floats(given, self._of_each(rows, 1, rows.dtype))
 
     def score(self, X: Any, y: object = None) -> float:
         """Return the mean log-density of the rows, in nats per row. y: ignored."""
@@ -144,17 +145,26 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     # The rest is not public.
 
     def _open(
-        self, X: Any, *, fitting: bool = False, reset: bool = False, least: int = 1, sample_weight: Any = None
+        self,
+        X: Any,
+        *,
+        fitting: bool = False,
+        reset: bool = False,
+        least: int = 1,
+        sample_weight: Any = None,
+        group: Group = ALONE,
     ) -> tuple[Given, Blocks, kernels.Backend, str]:
         """Return X as given, its rows as blocks on the device, the backend, and the name of what passes over the rows.
 
         fitting: whether to make numbers of strings and other objects, as scikit-learn's fit does and its predict does
         not. reset: whether X says how many features there are, and their names. least: rows that there must be.
+        group: processes that have rows of their own, which are this one's too.
         """
         given = receive(X)
+        alone = least if group.size == 1 else 1
         if given.host:
             dtype = "numeric" if not fitting or _numeric(X) else [np.float64, np.float32]
-            X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False, ensure_min_samples=least)
+            X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False, ensure_min_samples=alone)
             given = Given([X], given.like, host=True)
         else:
             _check_feature_names(self, given.parts[0], reset=reset)
@@ -164,9 +174,10 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             sample_weight = _check_sample_weight(
                 host(sample_weight), one_each, dtype=np.float64, ensure_non_negative=True
             )
-        blocks = Blocks(given.parts, device, sample_weight)
-        shape = (blocks.n_rows, blocks.n_features)
-        for count, what, minimum in ((blocks.n_rows, "sample", least), (blocks.n_features, "feature", 1)):
+        self._check_alike(given, group)
+        blocks = Blocks(given.parts, device, sample_weight, group=group)
+        shape = (blocks.n_total, blocks.n_features)
+        for count, what, minimum in ((blocks.n_total, "sample", least), (blocks.n_features, "feature", 1)):
             if count < minimum:
                 raise ValueError(
                     f"Found array with {count} {what}(s) (shape={shape}) while a minimum of {minimum} is required by "
@@ -188,6 +199,20 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if self.precision != "high" and (reason is not None or "fast" not in backend.PRECISIONS):
             log.info("backend %s has one arithmetic: precision %r changes nothing", name, self.precision)
         return given, blocks, backend, name
+
+    def _check_alike(self, given: Given, group: Group) -> None:
+        """Raise ValueError where the processes of a group are about to fit different things."""
+        if group.size == 1:
+            return
+        what = {"features": int(given.parts[0].shape[1]), "dtype": str(self._arithmetic(given.parts))}
+        what |= {name: memo.said(value) for name, value in self.get_params(deep=False).items() if name != "device"}
+        for rank, other in enumerate(group.objects(what)):
+            for name, value in what.items():
+                if other.get(name) != value and name != "random_state":
+                    raise ValueError(
+                        f"the processes of a group fit one model: {name} is {value} in process {group.rank}, and "
+                        f"{other.get(name)} in process {rank}"
+                    )
 
     def _device(self, part: Any) -> torch.device:
         if str(self.device) != "auto":
@@ -263,6 +288,14 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 raise ValueError(f"the log-density of row {seen + int((~finite).nonzero()[0])} overflows {rows.dtype}")
             seen += len(block)
             yield labels, density
+
+    def _of_each(self, rows: Rows, which: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return the labels (0) or the log-densities (1) of all rows (N,), which are in memory once."""
+        found, low = torch.empty(rows.blocks.n_rows, dtype=dtype, device=rows.blocks.device), 0
+        for pair in self._assigned(rows):
+            found[low : low + len(pair[which])] = pair[which]
+            low += len(pair[which])
+        return found
 
     def _floats(self, given: Given, result: torch.Tensor) -> Any:
         """Return densities or probabilities as the user gets them."""

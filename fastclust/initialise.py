@@ -47,7 +47,7 @@ def kmeans(rows: Rows, n_components: int, kind: CovarianceType, random: np.rando
         centres = moved
         if step <= enough:
             break
-    return reduce(add, (_hard(rows, part, w, centres, kind) for part, w in _chunks(rows)))
+    return rows.everywhere(reduce(add, (_hard(rows, part, w, centres, kind) for part, w in _chunks(rows))))
 
 
 def seeds(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
@@ -84,6 +84,8 @@ def seeds_on_host(rows: Rows, n_components: int, kind: CovarianceType, random: n
 def random(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
     """Return the statistics of uniform random responsibilities, row by row as scikit-learn draws them."""
     about = torch.zeros(n_components, rows.blocks.n_features, dtype=torch.float64, device=rows.blocks.device)
+    present = rows.blocks.present
+    counts = rows.blocks.group.objects(rows.blocks.n_rows if present is None else len(present))
 
     def drawn(part: torch.Tensor, w: torch.Tensor | None) -> Statistics:
         counted = np.ones(len(part), dtype=bool) if w is None else (w > 0).cpu().numpy()
@@ -92,7 +94,12 @@ def random(rows: Rows, n_components: int, kind: CovarianceType, random: np.rando
         r[counted] /= r[counted].sum(axis=1, keepdims=True)
         return _moments(rows, part, torch.from_numpy(r).to(part.device), w, about, kind)
 
-    return reduce(add, (drawn(part, w) for part, w in _chunks(rows)))
+    for others in counts[: rows.blocks.group.rank]:
+        _pass_over(random, others * n_components)
+    found = reduce(add, (drawn(part, w) for part, w in _chunks(rows)))
+    for others in counts[rows.blocks.group.rank + 1 :]:
+        _pass_over(random, others * n_components)
+    return rows.everywhere(found)
 
 
 def random_from_data(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
@@ -100,12 +107,14 @@ def random_from_data(rows: Rows, n_components: int, kind: CovarianceType, random
     blocks, chances = rows.blocks, None
     present = blocks.present
     if blocks.weights is not None:
-        weights = blocks.weights.cpu().numpy()
-        weights = weights if present is None else weights[present]
+        weights = blocks.group.joined(blocks.weights.cpu()[slice(None) if present is None else present]).numpy()
         if (weights != weights[0]).any():
             chances = weights / weights.sum()
     index = random.choice(blocks.n_present, size=n_components, replace=False, p=chances)
-    return _one_each(rows, _take(rows, index if present is None else present[index]), kind)
+    here, own = blocks.own(index)
+    mine = torch.zeros(n_components, blocks.n_features, dtype=torch.float64, device=blocks.device)
+    mine[torch.from_numpy(here).to(blocks.device)] = _take(rows, own).double()
+    return _one_each(rows, blocks.group.sum(mine), kind)
 
 
 Start = Callable[[Rows, int, CovarianceType, np.random.RandomState], Statistics]
@@ -146,8 +155,9 @@ def _seeds(
         log.info("k-means++ seeds come from %d of %d rows", seed_rows, rows.blocks.n_present)
     if rows.blocks.n_present > KMEANS_ROWS:
         log.info("k-means runs on %d of %d rows, then labels all", KMEANS_ROWS, rows.blocks.n_present)
-    index = rows.blocks.sample(KMEANS_ROWS, random)
-    sample, weights = rows.read(rows.blocks.take(index)), rows.blocks.weights_of(index)
+    index, group = rows.blocks.sample(KMEANS_ROWS, random), rows.blocks.group
+    sample, weights = group.joined(rows.read(rows.blocks.take(index))), rows.blocks.weights_of(index)
+    weights = None if weights is None else group.joined(weights)
     few = torch.from_numpy(random.permutation(len(sample))[:seed_rows]).to(sample.device)
     few_weights = None if weights is None else weights[few].cpu().numpy()
     found, _ = kmeans_plusplus(sample[few].cpu().numpy(), n_components, sample_weight=few_weights, random_state=random)
@@ -184,6 +194,12 @@ def _one_each(rows: Rows, picked: torch.Tensor, kind: CovarianceType) -> Statist
     """Return the statistics of picked rows (K, D), of which each belongs to a component, and of no other rows."""
     one_each = torch.eye(len(picked), dtype=torch.float64, device=picked.device)
     return _moments(rows, picked, one_each, None, rows.read(picked).double(), kind)
+
+
+def _pass_over(random: np.random.RandomState, n_numbers: int) -> None:
+    """Draw numbers that are other processes' to use."""
+    for low in range(0, n_numbers, 1 << 20):
+        random.uniform(size=min(1 << 20, n_numbers - low))
 
 
 def _take(rows: Rows, index: np.ndarray) -> torch.Tensor:

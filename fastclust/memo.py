@@ -21,6 +21,7 @@ import torch
 from fastclust.arrays import host
 from fastclust.blocks import Blocks
 from fastclust.kernels import Statistics
+from fastclust.parts import is_computed
 from fastclust.summary import Summary
 
 Batch = dict[str, np.ndarray]
@@ -29,6 +30,7 @@ STATISTICS = ("nk", "sx", "sxx", "log_norm", "entropy", "about")
 SUMMARY = ("total", "mean", "scatter", "minimum", "maximum")
 CPU = torch.device("cpu")
 HASH_ROWS = 1 << 16
+SPOT_ROWS = 1000
 
 
 def remember(statistics: Statistics, summary: Summary, counts: torch.Tensor) -> Batch:
@@ -80,7 +82,7 @@ def _with(batch: Batch, statistics: Statistics) -> Batch:
 
 def fingerprint(blocks: Blocks) -> str:
     """Return what tells a batch from others: a hash of its rows as they are stored, and of their weights."""
-    found = hashlib.sha1(repr((blocks.n_rows, blocks.n_features)).encode(), usedforsecurity=False)  # 2 GB/s
+    found = hashlib.sha1(repr((blocks.n_total, blocks.n_features)).encode(), usedforsecurity=False)  # 2 GB/s
     dtype: torch.dtype | None = None
     for block in Blocks(blocks.parts, CPU):  # whatever device they go to
         if block.dtype != dtype:  # said once, for how rows are cut into blocks is no part of them
@@ -90,7 +92,32 @@ def fingerprint(blocks: Blocks) -> str:
     if blocks.weights is not None:
         found.update(str(blocks.weights.dtype).encode())
         _hash(found, blocks.weights)
+    return "".join(blocks.group.objects(found.hexdigest()))
+
+
+def spot_check(blocks: Blocks) -> str:
+    """Return what tells rows from others without reading all of them: a hash of their number and of an even sample.
+
+    Rows that are computed tell by themselves. It is the same however a group of processes shares the rows.
+    """
+    found = hashlib.sha1(repr((blocks.n_total, blocks.n_features, blocks.total)).encode(), usedforsecurity=False)
+    own = [part.fingerprint for part in blocks.parts if is_computed(part)]
+    said = [text for texts in blocks.group.objects(own) for text in texts]
+    if said:
+        found.update("".join(sorted(set(said))).encode())
+    else:
+        index = blocks.sample(SPOT_ROWS, np.random.RandomState(0))
+        _hash(found, blocks.group.joined(blocks.take(index)).contiguous())
     return found.hexdigest()
+
+
+def said(value: Any) -> str:
+    """Return a parameter as a text that another value of it does not have."""
+    if value is None or isinstance(value, (bool, int, float, str, tuple, list, np.random.RandomState)):
+        return "a RandomState" if isinstance(value, np.random.RandomState) else repr(value)
+    if isinstance(value, torch.device):
+        return str(value)
+    return hashlib.sha1(np.ascontiguousarray(host(value)).tobytes(), usedforsecurity=False).hexdigest()
 
 
 def _hash(found: hashlib._Hash, part: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The HDF5 file of a fitted model: parameters as JSON, fitted arrays as datasets, nothing that runs."""
+"""The HDF5 files of fitted models and of checkpoints: numbers as JSON, arrays as datasets, nothing that runs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,23 @@ def write(path: str | os.PathLike[str], estimator: str, parameters: dict[str, An
     strings, None, lists of numbers, arrays (of numbers, or of strings as objects), tuples of arrays, or dictionaries of
     any of these, by attribute name.
     """
+    write_groups(path, FORMAT, VERSION, {"estimator": estimator}, dict(zip(GROUPS, (parameters, fitted), strict=True)))
+
+
+def write_groups(
+    path: str | os.PathLike[str],
+    kind: str,
+    version: int,
+    attributes: dict[str, str],
+    groups: dict[str, dict[str, Any]],
+) -> None:
+    """Write a file of a format, `kind`, with groups of such values, whole or not at all."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with h5py.File(aside, "w") as file:
-            file.attrs["format"], file.attrs["format_version"], file.attrs["estimator"] = FORMAT, VERSION, estimator
-            for group, values in zip(GROUPS, (parameters, fitted), strict=True):
+            file.attrs.update({"format": kind, "format_version": version, **attributes})
+            for group, values in groups.items():
                 holder = file.create_group(group)
                 for name, value in values.items():
                     _put(holder, name, value)
@@ -42,26 +53,40 @@ def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, A
     Raises FileNotFoundError, IsADirectoryError, and ValueError for a file that is not a model of ours, is of another
     version, or is cut short.
     """
+    attributes, found = read_groups(path, FORMAT, VERSION, GROUPS, "a model that `fit` wrote")
+    if "estimator" not in attributes:
+        raise ValueError(f"{path} is a model with parts missing: estimator")
+    return str(attributes["estimator"]), found["parameters"], found["fitted"]
+
+
+def read_groups(
+    path: str | os.PathLike[str], kind: str, version: int, groups: tuple[str, ...], what: str
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the attributes and the groups that `write_groups` wrote; what: said of the file in errors.
+
+    Raises as `read`.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     if path.is_dir():
-        raise IsADirectoryError(f"expected a model file, and {path} is a folder")
+        raise IsADirectoryError(f"expected {what}, and {path} is a folder")
     try:
         with h5py.File(path, "r") as file:
-            found, version = file.attrs.get("format"), int(file.attrs.get("format_version", 0))
-            if found != FORMAT:
-                what = f"a {found} file" if found else "an HDF5 file that fastclust did not write"
-                raise ValueError(f"expected a model that `fit` wrote, and {path} is {what}")
-            if version != VERSION:
-                what = "update it" if version > VERSION else "fit the model again"
-                raise ValueError(f"{path} is of format version {version}; this fastclust reads {VERSION}: {what}")
-            parameters, fitted = ({name: _get(item) for name, item in file[group].items()} for group in GROUPS)
-            return str(file.attrs["estimator"]), parameters, fitted
+            found, its = file.attrs.get("format"), int(file.attrs.get("format_version", 0))
+            if found != kind:
+                other = f"a {found} file" if found else "an HDF5 file that fastclust did not write"
+                raise ValueError(f"expected {what}, and {path} is {other}")
+            if its != version:
+                advice = "update it" if its > version else "fit again"
+                raise ValueError(f"{path} is of format version {its}; this fastclust reads {version}: {advice}")
+            return dict(file.attrs), {
+                group: {name: _get(item) for name, item in file[group].items()} for group in groups
+            }
     except OSError as error:
         raise ValueError(f"{path} is not a readable HDF5 file (another format, or cut short): {error}") from None
     except KeyError as error:
-        raise ValueError(f"{path} is a model with parts missing: {error}") from None
+        raise ValueError(f"{path}: parts of {what} are missing: {error}") from None
     except (AttributeError, RuntimeError, TypeError) as error:  # what h5py makes of wrong bytes
         raise ValueError(f"{path} is damaged: HDF5 cannot read it ({error})") from None
 

@@ -9,7 +9,7 @@ relu1_2 of VGG-19: moving every column makes nk ten times less exact).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial, reduce
 from operator import add
 from typing import TypeVar
@@ -57,9 +57,9 @@ class Rows:
         object.__setattr__(self, "frame", frame.to(self.blocks.device))
 
     def statistics(self, coefficients: Coefficients) -> Statistics:
-        """Return the statistics of all rows: one E-step."""
+        """Return the statistics of all rows, also of the group's other processes: one E-step."""
         # Looking for equal components would stop an accelerator's queue, and of few rows takes longer than it saves.
-        worth_it = coefficients.covariance_type in ("full", "tied") or self.blocks.n_rows >= MERGED_FROM
+        worth_it = coefficients.covariance_type in ("full", "tied") or self.blocks.n_total >= MERGED_FROM
         with one_thread_where_small(coefficients.precision):
             merged = merge(coefficients) if worth_it and self.blocks.device.type == "cpu" else None
         here = coefficients if merged is None else merged.coefficients
@@ -71,6 +71,7 @@ class Rows:
                 for _, part in self.pieces.over(block, self.block_rows, partial(self._statistics, block, weights, here))
             ),
         )
+        found = self.everywhere(found)
         if merged is None:
             return found
         with one_thread_where_small(coefficients.precision):
@@ -89,6 +90,22 @@ class Rows:
             share = partial(self._shown, self.backend.responsibilities, block, coefficients)
             for piece, r in self.pieces.over(block, self.block_rows, share):
                 yield block[piece], r
+
+    def everywhere(self, found: Statistics) -> Statistics:
+        """Return the sum of the statistics that each of the group's processes has of its rows."""
+        group = self.blocks.group
+        if group.size == 1:
+            return found
+        parts = {one.name: getattr(found, one.name) for one in fields(Statistics)}
+        there = {name: part for name, part in parts.items() if part is not None}
+        sizes = [part.numel() for part in there.values()]
+
+        def unpacked(flat: torch.Tensor) -> Statistics:
+            pieces = zip(there, torch.split(flat, sizes), strict=True)
+            return replace(found, **{name: piece.view(there[name].shape) for name, piece in pieces})
+
+        each = [unpacked(flat) for flat in group.gather(torch.cat([part.reshape(-1) for part in there.values()]))]
+        return reduce(add, (one.moved(each[0].about) for one in each))
 
     def in_own_frame(self) -> Rows:
         """Return these rows for tensors that are in the passes' coordinates already."""

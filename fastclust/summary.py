@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -53,15 +53,22 @@ class Summary:
 
 
 def summarise(blocks: Blocks, *, outer: bool) -> Summary:
-    """Return the summary of all rows that count, in one pass, in float64, on the CPU.
+    """Return the summary of all rows that count, the group's other processes' too, in one pass, in float64, on the CPU.
 
     outer: whether the scatter is (D, D). Raises ValueError where a value is NaN or infinite, or where no row counts.
     """
-    found = [summary for summary in _summaries(blocks, outer) if summary is not None]
-    if not found:
+    own = _total(summary for summary in _summaries(blocks, outer) if summary is not None)
+    if own is not None:
+        own = Summary(own.total, *(part.cpu() for part in (own.mean, own.scatter, own.minimum, own.maximum)))
+    whole = _total(summary for summary in blocks.group.objects(own) if summary is not None)
+    if whole is None:
         raise ValueError("no row counts: every sample_weight is zero")
-    whole = reduce(add, found)
-    return Summary(whole.total, *(part.cpu() for part in (whole.mean, whole.scatter, whole.minimum, whole.maximum)))
+    return whole
+
+
+def _total(summaries: Iterable[Summary]) -> Summary | None:
+    found = list(summaries)
+    return reduce(add, found) if found else None
 
 
 def _summaries(blocks: Blocks, outer: bool) -> Iterator[Summary | None]:

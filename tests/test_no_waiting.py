@@ -114,7 +114,8 @@ def test_a_pass_waits_for_the_bound_alone(kind, weighted, dtype, monkeypatch):
     with FakeTensorMode():
         rows, prior, start, scatter = a_pass(monkeypatch, kind, dtype, weighted, weight_prior, moved=weighted)
         with NoWaiting():
-            found = engine.ascend(rows, prior, start, scatter=scatter, tol=0.1, max_passes=9, sort_sticks=not weighted)
+            ascent = engine.Ascent(start)
+            found = engine.ascend(rows, prior, ascent, scatter=scatter, tol=0.1, max_passes=9, sort_sticks=not weighted)
     assert found.converged
     assert found.n_passes == len(fetched) == 4  # one wait a pass
     assert {(bound.device, bound.shape, bound.dtype) for bound in fetched} == {(CUDA, (), torch.float64)}

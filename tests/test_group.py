@@ -1,0 +1,91 @@
+"""Processes that fit together: the model of one process, and no waiting for one that died."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import one_of_a_group
+import pytest
+import torch
+import torch.distributed as distributed
+
+TESTS = Path(__file__).parent
+
+pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
+
+
+def start(folder: Path, what: str, size: int = 2) -> list[subprocess.Popen]:
+    """Start the processes of a group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    common["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    return [
+        subprocess.Popen(
+            [sys.executable, TESTS / "one_of_a_group.py", folder, what],
+            env=common | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def test_a_group_finds_what_one_process_finds(tmp_path):
+    processes = start(tmp_path, "fits")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = one_of_a_group.fits(*(slice(low, high) for low, high in pairwise(one_of_a_group.CUT)))
+    torch.set_num_threads(threads)
+    for process in processes:
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+    one, other = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
+    assert set(one.files) == set(alone)
+    for name, expected in alone.items():
+        if name.endswith("labels"):
+            np.testing.assert_array_equal(np.concatenate([one[name], other[name]]), expected, err_msg=name)
+            continue
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+        bound = "lower_bounds_" in name or "drop-in" in name
+        rtol, atol = (1e-10, 0) if bound else (1e-6, 1e-8)
+        np.testing.assert_allclose(one[name], expected, rtol=rtol, atol=atol, err_msg=name)
+    assert one["batches lower_bounds_"].shape == (6,)
+    assert (np.diff(one["batches lower_bounds_"])[1:] > 0).all()  # the second call brought new rows
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("nan", "process 1 (pid {pid} on {host}) failed: ValueError: Input X contains NaN"),
+        ("killed", "process 1 (pid {pid} on {host}) has died: no sign of life for 20 seconds"),
+        ("stopped", "process 1 (pid {pid} on {host}) has died: no sign of life for 20 seconds"),
+    ],
+)
+def test_no_process_waits_for_one_that_died(what, message, tmp_path):
+    began = time.monotonic()
+    first, second = start(tmp_path, what)
+    _, said = first.communicate(timeout=100)
+    assert first.returncode == 1
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    last = said.strip().splitlines()[-1]
+    assert f"RuntimeError: {message.format(pid=second.pid, host=socket.gethostname())}" in last
+    assert time.monotonic() - began < 60
+
+
+def test_processes_that_would_fit_different_models_say_so(tmp_path):
+    for process in start(tmp_path, "different"):
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert "fit one model: n_components is" in said.strip().splitlines()[-1]
