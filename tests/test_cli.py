@@ -161,7 +161,10 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "label NaN": ("label {}/nan.h5 --layer 1 --model {}/out/1/model.h5 --out $out", "has NaN or infinite features"),
     "label pending": ("label {}/pending.h5 --layer 1 --model {}/out/1/model.h5 --out $out", "none of its 4 images"),
-    "label exists": ("label {}/one.h5 --model {}/out/1/model.h5 --out {}/out/1", "{}/out/1/labels exists: --overwrite"),
+    "label exists": (
+        "label {}/one.h5 --model {}/out/1/model.h5 --out {}/out/1",
+        "{}/out/1/labels exists: --resume goes on",
+    ),
     "label into a file": ("label {}/one.h5 --model {}/out/1/model.h5 --out {}/text.h5", "is a file: name a folder"),
     "inspect nothing": ("inspect {}/no.h5", "no such file: {}/no.h5"),
     "inspect an empty folder": ("inspect {}/empty", "is a folder without a summary.json"),
