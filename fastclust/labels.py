@@ -10,7 +10,6 @@ Below a folder:
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fastclust import picture
+from fastclust.atomic import written_aside
 from fastclust.fitted import FittedMixture
 from fastclust.store import LayerRecord, Store
 
@@ -144,14 +144,12 @@ def _check_names(store: Store) -> None:
 
 
 def _write_table(store: Store, clusters: list[int], path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file)
-            table.writerow(["path", "label", "group", "cluster"])
-            for index, cluster in zip(store.finished, clusters, strict=True):
-                image = store.images[index]
-                table.writerow([image.path, image.label, image.group, cluster])
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with (
+        written_aside(path) as aside,
+        aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(["path", "label", "group", "cluster"])
+        for index, cluster in zip(store.finished, clusters, strict=True):
+            image = store.images[index]
+            table.writerow([image.path, image.label, image.group, cluster])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastclust import machine, picture
+from fastclust.atomic import written_aside
 from fastclust.extract import ExtractReport, input_image
 from fastclust.labels import Labels
 from fastclust.store import Store
@@ -44,22 +44,14 @@ def draw_montage(store: Store, layers: Sequence[Labels], path: Path) -> None:
         note=" ".join(notes) or None,
         row_names=[record.name for record in records],
     )
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with written_aside(path) as aside:
         page.save(aside, format="PNG")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with written_aside(path) as aside:
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def summarise_layer(labels: Labels, fitting: float) -> dict[str, Any]:

@@ -242,7 +242,7 @@ def chunked(file: Any) -> None:
         (lambda path: os.truncate(path, 100), "is (cut short|damaged)"),
         (damage(lambda file: file.attrs.__delitem__("format")), "is an HDF5 file, but not one of fastclust's"),
         (damage(lambda file: file.attrs.update(format="fastclust.model")), "is a fastclust.model file"),
-        (damage(lambda file: file.attrs.update(format_version=2)), r"has format version 2, .* reads up to 1"),
+        (damage(lambda file: file.attrs.update(format_version=3)), r"has format version 3, .* reads up to 2"),
         (damage(lambda file: file.__delitem__("images/label")), "is damaged: .*label"),
         (damage(lambda file: file["layers/a.fc/starts"].write_direct(np.arange(6))), "table of layer a.fc"),
         (damage(chunked), "not contiguous"),
