@@ -38,6 +38,8 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         if error.errno in FULL:
             why = f"the disk of {path} is full; it was not written: free some room, then give the command again"
             raise OSError(error.errno, why) from error
+        if error.filename is not None and Path(error.filename) == aside:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         with suppress(OSError):

@@ -52,8 +52,8 @@ def write_groups(
 def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Return the name of the class, the parameters and the fitted values that `write` wrote.
 
-    Raises FileNotFoundError, IsADirectoryError, and ValueError for a file that is not a model of ours, is of another
-    version, or is cut short.
+    Raises FileNotFoundError, IsADirectoryError, PermissionError, and ValueError for a file that is not a model of ours,
+    is of another version, or is cut short.
     """
     attributes, found = read_groups(path, FORMAT, VERSION, GROUPS, "a model that `fit` wrote")
     if "estimator" not in attributes:
@@ -73,6 +73,8 @@ def read_groups(
         raise FileNotFoundError(f"no such file: {path}")
     if path.is_dir():
         raise IsADirectoryError(f"expected {what}, and {path} is a folder")
+    with path.open("rb"):  # for a plain error where it may not be read
+        pass
     try:
         with h5py.File(path, "r") as file:
             found, its = file.attrs.get("format"), int(file.attrs.get("format_version", 0))

@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from fastclust.atomic import FULL, written_aside
 from fastclust.layout import REASON_BYTES, fixed, lay_out
 from fastclust.store import DONE, LEFT_OUT, ImageRecord, LayerRecord, existing_file, open_store
+from fastclust.verify import checksum
 
 
 def create_store(
@@ -104,15 +104,20 @@ class StoreWriter:
 
         chunks: bytes, which follow each other. Nothing is checked; the rows count after `finish`.
         """
-        at, digest = self.store.span(layer, index)[0], xxhash.xxh3_64()
-        for chunk in chunks:
-            self._put(at, chunk)
-            digest.update(chunk)
-            at += len(chunk)
+        start, _ = self.store.span(layer, index)
+
+        def put() -> Iterator[memoryview]:
+            at = start
+            for chunk in chunks:
+                self._put(at, chunk)
+                at += len(chunk)
+                yield chunk
+
+        found = checksum(put())
         place = self.store._offsets.get(f"layers/{layer}/checksums")
         if place is not None:  # format version 1 has none
-            self._put(place + 8 * index, np.array([digest.intdigest()], dtype=np.uint64).view(np.uint8).data)
-        return digest.intdigest()
+            self._put(place + 8 * index, np.array([found], dtype=np.uint64).view(np.uint8).data)
+        return found
 
     def finish(self, index: int) -> None:
         """Let an image, of which all layers are written, be marked done by the next commit."""

@@ -20,8 +20,9 @@ import torch
 from fastclust.extract import extract
 from fastclust.networks import Network
 from fastclust.store import open_store
+from fastclust.verify import damaged, verify
 
-KILLS = 10
+KILLS = 20
 LAYERS = ["relu", "layer1.0.conv1", "layer2.0.add", "flatten"]
 
 
@@ -83,6 +84,8 @@ def main(folder: Path) -> None:
         if (folder / name).exists():
             store = open_store(folder / name)
             done = len(store.finished)
+            if any(layers for _, layers in damaged(store)):
+                raise RuntimeError(f"kill {number}: an image is marked done and its rows are not those of its checksums")
             for layer in whole.layers:
                 for index in store.finished:
                     if store.image_rows(layer, index).tobytes() != whole.image_rows(layer, index).tobytes():
@@ -90,6 +93,8 @@ def main(folder: Path) -> None:
         finish(name)
         if (folder / name).read_bytes() != (folder / "whole.h5").read_bytes():
             raise RuntimeError(f"kill {number}, after {done} images: the resumed store differs")
+        if verify(folder / name).images != len(whole.finished):
+            raise RuntimeError(f"kill {number}: the resumed store is not whole")
         found.append(done)
     sys.stdout.write(json.dumps(found))
 

@@ -417,7 +417,7 @@ def test_a_reader_that_has_left_is_no_traceback(word: str) -> None:
 
 def test_help_names_every_command_and_option() -> None:
     listed = call("--help").out
-    for command in ("run", "demo", "extract", "fit", "label", "layers", "inspect", "doctor"):
+    for command in ("run", "demo", "extract", "fit", "label", "verify", "merge", "layers", "inspect", "doctor"):
         assert f"\n  {command}  " in listed
         result = call(command, "--help")
         assert (result.status, result.err) == (0, "")

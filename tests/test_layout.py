@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "summary": {"blocks", "kernels"},
     "extract": {"images", "networks", "plan", "repair", "store", "writer"},
     "plan": {"images", "networks", "store", "weights"},
-    "writer": {"atomic", "layout", "store"},
+    "writer": {"atomic", "layout", "store", "verify"},
     "networks": {"weights"},
     "picture": {"atomic", "colours"},
     "arrays": {"parts"},
