@@ -58,14 +58,8 @@ def damaged(store: Store) -> Iterator[tuple[int, list[str]]]:
         return
     with store.path.open("rb", buffering=0) as file:
         for index in store.finished.tolist():
-            yield (
-                index,
-                [
-                    layer
-                    for layer, expected in store.checksums.items()
-                    if checksum(stored_rows(file, store, layer, index)) != expected[index]
-                ],
-            )
+            found = {layer: checksum(stored_rows(file, store, layer, index)) for layer in store.layers}
+            yield index, [layer for layer, value in found.items() if value != store.checksums[layer][index]]
 
 
 def stored_rows(file: BinaryIO, store: Store, layer: str, index: int) -> Iterator[memoryview]:
