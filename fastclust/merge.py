@@ -112,7 +112,7 @@ def _check_same(first: Store, other: Store) -> None:
         return known | {"dtype": store.dtype.name, "layer table": made}
 
     one, two = about(first), about(other)
-    for key in one.keys() | two.keys():
+    for key in {**one, **two}:
         if one.get(key) != two.get(key):
             raise ValueError(
                 f"{first.path} and {other.path} cannot be merged: their {key} is {one.get(key)!r} and {two.get(key)!r}"

@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
             store = open_store(folder / name)
             done = len(store.finished)
             if any(layers for _, layers in damaged(store)):
-                raise RuntimeError(f"kill {number}: an image is marked done and its rows are not those of its checksums")
+                raise RuntimeError(f"kill {number}: an image is marked done and does not fit its checksums")
             for layer in whole.layers:
                 for index in store.finished:
                     if store.image_rows(layer, index).tobytes() != whole.image_rows(layer, index).tobytes():

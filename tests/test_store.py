@@ -42,6 +42,9 @@ def features(index: int) -> dict[str, np.ndarray]:
 
 def make(path: Path, dtype: str = "float32", done: tuple[int, ...] = (), **options: Any) -> Path:
     provenance = {
+        "weights": "random",
+        "weights_source": "random",
+        "size": 8,
         "model": "vgg16",
         "seed": 3,
         "layers": ["relu1_2", "a.fc"],
