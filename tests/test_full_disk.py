@@ -19,7 +19,7 @@ LAYERS = ("--layer", "1", "--layer", "classifier.1")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """A folder with images, a whole store and a model of its layer 1."""
     folder = tmp_path_factory.mktemp("made")
     photographs(folder / "images", 6)

@@ -22,7 +22,7 @@ EXTRACT = (*NETWORK, "--layer", "1", "--layer", "classifier.1", "--batch-size", 
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """A folder with images in a and b, of the same names, their stores a.h5 and b.h5, and that of all (both.h5)."""
     folder = tmp_path_factory.mktemp("made")
     photographs(folder / "a", 3)

@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = {**SQUEEZE, "layers": ["2", "flatten"], "batch_size": 
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """A folder with seven photographs (images) and their whole store (whole.h5)."""
     folder = tmp_path_factory.mktemp("made")
     photographs(folder / "images", 7)
