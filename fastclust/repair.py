@@ -33,10 +33,8 @@ def repair(path: str | Path) -> int:
             file.truncate(store.n_bytes)
             os.fsync(file.fileno())
     if bad or short:
+        cut = " was cut short" if short else ""
         log.warning(
-            "%s%s: the rows of %d images are not as they were written; they are computed again",
-            path,
-            " was cut short" if short else "",
-            len(bad),
+            "%s%s: damaged images, which are computed again: %d of %d", path, cut, len(bad), len(store.finished)
         )
     return len(bad)

@@ -92,7 +92,7 @@ def test_resuming_computes_what_is_damaged_alone(
     assert 0 < len(lost) <= 7
     report = resume(made, copied)
     assert (report.done, report.resumed) == (7, 7 - len(lost))
-    assert f"the rows of {len(lost)} images are not as they were written; they are computed again" in caplog.text
+    assert f"damaged images, which are computed again: {len(lost)} of 7" in caplog.text
     assert copied.read_bytes() == (made / "whole.h5").read_bytes()
     assert verify(copied).damaged == {}
     caplog.clear()
@@ -140,6 +140,23 @@ def test_a_store_of_the_first_version_is_resumed(made: Path, copied: Path) -> No
     report = resume(made, copied)
     assert (report.done, report.resumed) == (7, 6)
     assert open_store(copied).checksums == {}
+
+
+def test_a_repair_that_is_stopped_leaves_no_zeros_that_count(
+    made: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(file: int) -> None:
+        raise KeyboardInterrupt
+
+    cut(0.5)(copied)
+    length = copied.stat().st_size
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "fsync", stop)
+        repair(copied)
+    assert copied.stat().st_size == length, "its length comes last"
+    assert any(image.state != DONE for image in open_store(copied, cut_short=True).images)
+    resume(made, copied)
+    assert copied.read_bytes() == (made / "whole.h5").read_bytes()
 
 
 def test_a_store_that_another_process_writes_is_not_repaired(made: Path, copied: Path) -> None:
