@@ -71,7 +71,10 @@ def stored_rows(file: BinaryIO, store: Store, layer: str, index: int) -> Iterato
     buffer = memoryview(bytearray(min(left, CHUNK)))
     file.seek(start)
     while left:
-        got = file.readinto(buffer[:left])  # type: ignore[attr-defined]
+        try:
+            got = file.readinto(buffer[:left])  # type: ignore[attr-defined]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(store.path)) from error
         if not got:
             return
         yield buffer[:got]

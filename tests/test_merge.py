@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,22 @@ def test_what_cannot_be_merged_is_one_line_and_nothing_is_written(tmp_path: Path
     with h5py.File(two, "r+") as file:
         file["images/state"][:] = PENDING
     assert merge([one, two], out).pending == 2
+
+
+def test_large_stores_are_merged_with_flat_memory(tmp_path: Path) -> None:
+    paths = []
+    for number in range(2):
+        layer = LayerRecord("1", "features.1", "conv", 100, np.array([[300, 200]]))
+        image = ImageRecord(f"/{number}.png", f"{number}", "", "", (300, 200), (300, 200))
+        paths.append(tmp_path / f"{number}.h5")
+        with create_store(paths[-1], [image], [layer], "float32", {"layers": ["1"], "weights_sha256": "1"}) as writer:
+            writer.write(0, {"1": np.full((300, 200, 100), number, dtype=np.float32)})
+    tracemalloc.start()
+    try:
+        merge(paths, tmp_path / "all.h5")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6_000_000
+    found = verify(tmp_path / "all.h5")
+    assert (found.n_bytes, found.damaged) == (48_000_000, {})

@@ -198,6 +198,20 @@ def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path: Path) -> None:
     assert list(open_store(path).finished) == [0]
 
 
+def test_rows_that_could_not_be_flushed_never_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = make(tmp_path / "s.h5", done=(0,))
+    with StoreWriter(path) as writer:
+        writer.write(1, features(1))
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+            patch.setattr(os, "fsync", fail)
+            writer.commit()
+        writer.write(3, features(3))
+    assert list(open_store(path).finished) == [0, 3], "a second fsync says nothing of what the first one lost"
+
+
 def test_a_failure_during_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(descriptor: int) -> None:
         raise OSError("disk on fire")
