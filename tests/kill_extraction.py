@@ -23,7 +23,7 @@ from fastclust.store import open_store
 from fastclust.verify import damaged, verify
 
 KILLS = 20
-LAYERS = ["relu", "layer1.0.conv1", "layer2.0.add", "flatten"]
+LAYERS = ["features.0", "2", "classifier.1", "flatten"]
 
 
 def child(work: Callable[[], object]) -> int:
@@ -41,7 +41,7 @@ def child(work: Callable[[], object]) -> int:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    Network("resnet18", LAYERS).shapes(64, 64)  # imports much, once
+    Network("squeezenet1_1", LAYERS).shapes(64, 64)  # imports much, once
     batches = mmap.mmap(-1, 1)
 
     def start(name: str) -> int:
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
             lambda: extract(
                 [folder / "images"],
                 out=folder / name,
-                model="resnet18",
+                model="squeezenet1_1",
                 weights="random",
                 layers=LAYERS,
                 size=64,
@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
         pid = start(name)
         while batches[0] < number * total // KILLS:
             time.sleep(0.0005)
-        time.sleep(moment.uniform(0, 0.06))
+        time.sleep(moment.uniform(0, 0.03))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         done = -1
