@@ -70,6 +70,7 @@ USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__na
 STOPPED = {
     "run": "finished images are kept: the same command with --resume goes on",
     "extract": "finished images are kept: the same command with --resume goes on",
+    "merge": "no store was written: the same command starts anew",
     "fit": "no model was written: the same command starts anew; with --checkpoint, --resume would go on",
     "label": "the label images so far are kept: the same command with --resume goes on",
 }
@@ -296,6 +297,47 @@ def label(
     found = len(set().union(*labels.present))
     before = f" ({labels.resumed} from before)" if labels.resumed else ""
     say(f"{out}: {name}, {_images(store)}{before}, {found} clusters in them; {labels.seconds:.1f} s")
+
+
+@app.command()
+def verify(file: Annotated[Path, typer.Argument(help="A store that `extract` or `merge` wrote.")]) -> None:
+    """Read all features of a store and hold them against their checksums; name the images that are damaged."""
+    from fastclust.verify import verify as verify_store
+
+    with progress_bars() as progress:
+        found = verify_store(file, lambda done, total: progress("verify", done, total, "images"))
+    for image, layers in found.damaged.items():
+        say(f"damaged: {image}: {', '.join(layers)}")
+    if found.damaged:
+        raise ValueError(
+            f"{file}: the rows of {len(found.damaged)} of {found.images} images are not as they were written: "
+            "`fastclust extract --resume`, with all else as it was, computes them again"
+        )
+    say(
+        f"{file}: {found.images} images as they were written ({found.pending} pending, {found.left_out} left out), "
+        f"{found.n_bytes} bytes in {found.seconds:.1f} s"
+    )
+
+
+@app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="Stores of one model and the same layers.")],
+    out: Annotated[Path, typer.Option(help="The store to write, such as all.h5.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Copy stores into one, as if one `extract` had made it; images that are not extracted yet stay behind."""
+    from fastclust.describe import check_replaceable
+    from fastclust.merge import merge as merge_stores
+    from fastclust.store import FORMAT
+
+    if overwrite:
+        check_replaceable(out, FORMAT)
+    with progress_bars() as progress:
+        merged = merge_stores(
+            files, out, overwrite=overwrite, progress=lambda done, total: progress("merge", done, total, "images")
+        )
+    pending = f"; {merged.pending} that are not extracted yet stayed behind" if merged.pending else ""
+    say(f"{out}: {merged.done} images and {merged.left_out} left out, of {len(files)} stores{pending}")
 
 
 @app.command()

@@ -70,6 +70,10 @@ def _store(path: Path) -> Iterator[str]:
     states = Counter(image.state for image in found.images)
     done, left, total = states[store.DONE], states[store.LEFT_OUT], len(found.images)
     yield f"images    {total}: {done} done, {states[store.PENDING]} pending, {left} left out"
+    compare = "of each image's rows: `fastclust verify` compares them"
+    yield f"checksums {compare if found.checksums else 'none (format version 1)'}"
+    if "merged_from" in about:
+        yield f"merged    from {', '.join(about['merged_from'])}"
     for layer in found.layers.values():
         yield f"layer     {layer.name} ({layer.node}), {layer.kind}: {layer.n_rows} rows of {layer.n_features}"
     for image in found.images:

@@ -32,6 +32,7 @@ from fastclust.plan import (
     open_weights,
     plan_images,
 )
+from fastclust.repair import repair
 from fastclust.store import DONE, LEFT_OUT, PENDING, ImageRecord, LayerRecord, Store, open_store
 from fastclust.writer import StoreWriter, create_store
 
@@ -123,12 +124,13 @@ def extract(
         for image, name, (label, group) in zip(found, safe_names(found), read_labels(found, labels), strict=True)
     ]
     if resume and path.exists():
-        before = open_store(path)
+        before = open_store(path, cut_short=True)
         check_same(before, provenance, records)
         planned = list(before.layers.values())
         network.load(state, source, where)
         if check is not None:
             check(planned)
+        repair(path)
         writer = StoreWriter(path)
     else:
         records, planned = plan_images(records, network, size)

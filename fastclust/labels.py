@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +27,7 @@ from PIL import Image
 
 from fastclust import picture
 from fastclust.arrays import host
+from fastclust.atomic import remove_leftovers, write_json, written_aside
 from fastclust.fitted import FittedMixture
 from fastclust.group import ALONE, Group
 from fastclust.parts import let_go
@@ -55,16 +55,6 @@ class Labels:
 
 
 SHOWN = 16  # label images that are kept for a montage
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def quiet(step: str, done: int, total: int | None, remark: str) -> None:
@@ -188,8 +178,7 @@ def _make_folders(out: Path, about: dict[str, Any], keep: bool, conv: bool) -> N
     if not keep:
         remove_labels(out)
     for folder in ("labels", "enlarged"):
-        for left in (out / folder).glob(".*.part"):  # of a process that was killed
-            left.unlink()
+        remove_leftovers(out / folder)
     for folder in ("labels", "enlarged") if conv else ("",):
         (out / folder).mkdir(parents=True, exist_ok=True)
     write_json(out / "labels.json", about)
@@ -257,14 +246,12 @@ def _check_names(store: Store) -> None:
 
 
 def _write_table(store: Store, clusters: list[int], path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file)
-            table.writerow(["path", "label", "group", "cluster"])
-            for index, cluster in zip(store.finished, clusters, strict=True):
-                image = store.images[index]
-                table.writerow([image.path, image.label, image.group, cluster])
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with (
+        written_aside(path) as aside,
+        aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(["path", "label", "group", "cluster"])
+        for index, cluster in zip(store.finished, clusters, strict=True):
+            image = store.images[index]
+            table.writerow([image.path, image.label, image.group, cluster])

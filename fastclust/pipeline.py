@@ -25,6 +25,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from fastclust import kernels, report
+from fastclust.atomic import write_json
 from fastclust.blocks import Blocks, share
 from fastclust.checkpoint import Checkpoint
 from fastclust.estimator import DPGMM
@@ -38,7 +39,6 @@ from fastclust.labels import (
     remove_empty,
     remove_labels,
     source_of,
-    write_json,
 )
 from fastclust.store import LayerRecord, Store, open_store
 

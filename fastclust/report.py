@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastclust import machine, picture
+from fastclust.atomic import written_aside
 from fastclust.extract import ExtractReport, input_image
 from fastclust.labels import SHOWN, Labels, even
 from fastclust.store import Store
@@ -39,12 +39,8 @@ def draw_montage(store: Store, layers: Sequence[Labels], path: Path) -> None:
         note=" ".join(notes) or None,
         row_names=[record.name for record in records],
     )
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with written_aside(path) as aside:
         page.save(aside, format="PNG")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def summarise_layer(labels: Labels, fitting: float) -> dict[str, Any]:
