@@ -81,9 +81,9 @@ def child(what: str, store: Path, images: int, *more: str, limit: int = LIMIT) -
     words = [sys.executable, "-m", "benchmarks.scale", what, str(store), str(images), str(limit), *more]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    found = {"name": " ".join([what, *(part for part in more if "/" not in part)]), "images": images} | found
-    print(line(found), flush=True)
-    return found
+    named = {"name": " ".join([what, *(part for part in more if "/" not in part)]), "images": images} | found
+    print(line(named), flush=True)
+    return named
 
 
 def main(what: str, path: str, images: str, limit: str, *more: str) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _fit(rows: np.ndarray, path: Path, sample: str, out: str) -> dict[str, Any]:
 
 
 def _score(rows: np.ndarray, path: Path, model: str) -> dict[str, Any]:
-    """Return the mean log-density of all rows under a model, and the bound that one pass over them leads to, per row."""
+    """Return the mean log-density of all rows under a model, and the bound per row that a pass over them leads to."""
     fitted = load(model)
     score = fitted.score(rows)
     fitted.set_params(warm_start=True, max_iter=1).fit(rows)
