@@ -93,7 +93,7 @@ def main(what: str, path: str, images: str, limit: str, *more: str) -> dict[str,
     rows = open_store(path).rows("relu1_2")[0][: int(images) * SIDE * SIDE]
     about = {"n": len(rows), "d": WIDTH, "k": MIXTURE["n_components"], "nbytes": rows.nbytes, "limit_bytes": int(limit)}
     found = globals()[f"_{what}"](rows, Path(path), *more)
-    return about | found | {"peak_memory_bytes": machine.peak_memory()}
+    return {**about, **found, "peak_memory_bytes": machine.peak_memory()}
 
 
 def _passes(rows: np.ndarray, path: Path, where: str = "") -> dict[str, Any]:
