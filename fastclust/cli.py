@@ -45,6 +45,7 @@ from fastclust.options import (
     Tol,
     Weights,
     WeightsSeed,
+    Workers,
 )
 
 app = typer.Typer(
@@ -88,6 +89,7 @@ def run(
     device: Device = "auto",
     backend: Backend = "auto",
     precision: Products = Precision.high,
+    workers: Workers = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -100,7 +102,7 @@ def run(
         images,
         out,
         layer,
-        options.extraction(model, weights, size, dtype, batch_size, labels, seed, device),
+        options.extraction(model, weights, size, dtype, batch_size, labels, seed, device, workers),
         options.mixture(components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend, precision),
         resume,
         overwrite,
@@ -145,7 +147,7 @@ def demo(
         images or sample_images(),
         out,
         layer or default_layers(model),
-        options.extraction(model, weights, "224", Stored.float16, 8, None, seed, "auto"),
+        options.extraction(model, weights, "224", Stored.float16, 8, None, seed, "auto", None),
         options.mixture(50, 0.2, Covariance.diag, None, 1e-3, 120, seed, "auto", "auto", Precision.high),
         resume=False,
         overwrite=overwrite or out == Path("demo-out"),
@@ -165,6 +167,7 @@ def extract(
     labels: LabelsFile = None,
     seed: WeightsSeed = 0,
     device: Device = "auto",
+    workers: Workers = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -183,10 +186,14 @@ def extract(
             layers=layer,
             resume=resume,
             overwrite=overwrite,
-            progress=lambda done, total: progress("extract", done, total, "images"),
-            **options.extraction(model, weights, size, dtype, batch_size, labels, seed, device),
+            progress=lambda done, total, rate: progress("extract", done, total, rate),
+            **options.extraction(model, weights, size, dtype, batch_size, labels, seed, device, workers),
         )
-    say(f"{out}: {report.done} images, {', '.join(layer)}, in {report.seconds['total']:.1f} s")
+    rates = report.rates
+    say(
+        f"{out}: {report.done} images, {', '.join(layer)}, in {report.seconds['total']:.1f} s "
+        f"({rates['images_per_second']:.1f} images/s, {rates['megabytes_per_second']:.0f} MB/s)"
+    )
     end(report.left_out)
 
 

@@ -110,6 +110,12 @@ Seed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the start, and of 
 StartSeed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the start.")]
 WeightsSeed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Of random weights.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Processes that decode images; 0: threads [default: threads, and with a GPU a process a core]."
+    ),
+]
 Backend = Annotated[str, typer.Option(help="auto, or one that `fastclust doctor` lists.")]
 Products = Annotated[
     Precision,
@@ -135,6 +141,7 @@ def extraction(
     labels: Path | None,
     seed: int,
     device: str,
+    workers: int | None,
 ) -> dict[str, Any]:
     """Return what `fastclust.extract.extract` takes."""
     return {
@@ -146,6 +153,7 @@ def extraction(
         "labels": labels,
         "seed": seed,
         "device": device,
+        "workers": workers,
     }
 
 

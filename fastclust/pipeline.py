@@ -158,9 +158,9 @@ def _extract(
         for name in ("summary.json", "montage.png"):
             (out / name).unlink(missing_ok=True)
 
-    def advance(images_done: int, total: int) -> None:
+    def advance(images_done: int, total: int, rate: str) -> None:
         forget()
-        progress("extract", images_done, total, "images")
+        progress("extract", images_done, total, rate)
 
     progress("extract", 0, None, "images")
     with _new_folder(out):

@@ -105,6 +105,8 @@ def summarise(
         "layers": per_layer,
         "seconds": seconds,
         "seconds_of_extraction": report.seconds,
+        "rates_of_extraction": report.rates,
+        "shares_of_extraction": report.shares,
         "peak_memory_bytes": machine.peak_memory(),
         "machine": machine.describe(),
     }
