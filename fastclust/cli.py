@@ -32,6 +32,7 @@ from fastclust.options import (
     Layers,
     MaxIter,
     Model,
+    NoStore,
     OneLayer,
     Overwrite,
     Precision,
@@ -62,6 +63,7 @@ app = typer.Typer(
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 STOPPED = {
     "run": "finished images are kept: the same command with --resume goes on",
+    "run --no-store": "nothing is stored: the same command with --overwrite starts anew",
     "extract": "finished images are kept: the same command with --resume goes on",
     "fit": "no model was written: the same command starts anew",
     "label": "the label images so far are kept: the same command with --overwrite starts anew",
@@ -90,13 +92,15 @@ def run(
     backend: Backend = "auto",
     precision: Products = Precision.high,
     workers: Workers = None,
+    no_store: NoStore = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Extract, fit, label and draw: from images to a montage of what each layer tells apart.
 
     Writes OUT/montage.png, OUT/summary.json, OUT/features.h5, and for each layer OUT/LAYER/model.h5,
-    OUT/LAYER/labels/IMAGE.png and OUT/LAYER/enlarged/IMAGE.png (OUT/LAYER/labels.csv for a dense layer).
+    OUT/LAYER/labels/IMAGE.png and OUT/LAYER/enlarged/IMAGE.png (OUT/LAYER/labels.csv for a dense layer). With
+    --no-store there is no OUT/features.h5: the network runs again on every pass, with the same results.
     """
     _run(
         images,
@@ -106,6 +110,7 @@ def run(
         options.mixture(components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend, precision),
         resume,
         overwrite,
+        no_store,
     )
 
 
@@ -328,7 +333,8 @@ def main() -> None:
         complain(f"fastclust: {_reason(error)}")
         status = 1
     if status == 130:  # Typer may have caught the interrupt
-        remark = STOPPED.get(next(iter(sys.argv[1:]), ""))
+        command = next(iter(sys.argv[1:]), "")
+        remark = STOPPED.get("run --no-store" if command == "run" and "--no-store" in sys.argv else command)
         complain(f"stopped; {remark}" if remark else "stopped")
     sys.exit(status)
 
@@ -349,6 +355,7 @@ def _run(
     mixture: dict[str, Any],
     resume: bool,
     overwrite: bool,
+    no_store: bool = False,
 ) -> None:
     from fastclust.describe import check_replaceable
     from fastclust.pipeline import run as run_all
@@ -365,6 +372,7 @@ def _run(
             mixture=mixture,
             resume=resume,
             overwrite=overwrite,
+            no_store=no_store,
             progress=progress,
         )
     for name, one in summary["layers"].items():
@@ -375,7 +383,8 @@ def _run(
         )
     if not summary["learned_features"]:
         say(f"weights: RANDOM (seed {extraction['seed']}): these are not learned features")
-    say(f"{summary['images']} images in {summary['seconds']['total']:.1f} s: {out / 'montage.png'}")
+    stored = "" if summary["stored"] else "; no features are stored"
+    say(f"{summary['images']} images in {summary['seconds']['total']:.1f} s: {out / 'montage.png'}{stored}")
     end([(one["path"], one["reason"]) for one in summary["left_out"]])
 
 

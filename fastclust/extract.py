@@ -125,6 +125,7 @@ def extract(
         if check is not None:
             check(planned)
         writer = create_store(path, records, planned, dtype, provenance, overwrite=overwrite)
+    del plan.state
     report = ExtractReport()
     with writer, decoder:
         _reserve(path)

@@ -118,7 +118,8 @@ class _Buffer:
         size = int(np.prod(shape))
         if size > len(self._flat):
             flat = self._flat
-            self._flat = torch.empty(size, dtype=flat.dtype, device=flat.device, pin_memory=self._pinned)
+            with torch.inference_mode(False):  # what is in it may be written to outside
+                self._flat = torch.empty(size, dtype=flat.dtype, device=flat.device, pin_memory=self._pinned)
         return self._flat[:size].view(shape)
 
 

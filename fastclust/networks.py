@@ -91,7 +91,7 @@ class Network:
         """Take weights, once (see load_weights for what raises), and move to a device, channels last in memory."""
         load_weights(self._module, state, self.needed, source, self.model)
         self._runner = fx.GraphModule(self._module, self._pruned).eval()
-        self._runner.to(device, memory_format=torch.channels_last)
+        self._runner.to(device).to(memory_format=torch.channels_last)
         del self._module  # with the weights of the layers that are not needed
 
     def __call__(self, images: Tensor, keep: Callable[[str, Tensor], Tensor] | None = None) -> dict[str, Tensor]:

@@ -94,6 +94,9 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.
 LabelsFile = Annotated[
     Path | None, typer.Option(help="CSV of path,label[,group]; without it a label is the name of the image's folder.")
 ]
+NoStore = Annotated[
+    bool, typer.Option("--no-store", help="Store no features: compute them from the images again on every pass.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")]
 Components = Annotated[int, typer.Option(min=1, help="The most clusters that there can be.")]

@@ -44,12 +44,11 @@ class Plan:
     records: list[ImageRecord]  # of all images, sizes unknown
     state: dict[str, Tensor]  # the weights
 
-    def load(self) -> Forward:
-        """Load the weights, once, and let go of them. Raises ValueError where they do not fit the network."""
-        about = self.provenance
-        self.network.load(self.state, about["weights_source"], self.device)
-        self.state = {}
-        return Forward(self.network, about["transform"], about["dtype"], self.device)
+    def load(self, network: Network | None = None) -> Forward:
+        """Load the weights into the network, once, or into another. Raises ValueError where they do not fit."""
+        about, network = self.provenance, network or self.network
+        network.load(self.state, about["weights_source"], self.device)
+        return Forward(network, about["transform"], about["dtype"], self.device)
 
 
 def make_plan(
