@@ -2,9 +2,9 @@
 
 A bare pass is the pruned network alone on the same images at the same batch size: decoded and normalised before,
 float32 with channels first in memory and contiguous, in inference mode, nothing kept. The same with channels last is
-recorded beside it. Extraction is `fastclust.extract` to a float16 store on this machine's disk: `stream` is from the first batch
-asked for to the last one on the disk, `total` has planning and weights too. The three are interleaved, and the features
-are held to the bare pass's before anything is timed.
+recorded beside it. Extraction is `fastclust.extract` to a float16 store on this machine's disk: `stream` is from the
+first batch asked for to the last one on the disk, `total` has planning and weights too. The three are interleaved, and
+the features are held to the bare pass's before anything is timed.
 
 A layer is recomputed as `fastclust.live` does it, with decoding and with the decoded images kept from the pass before;
 the crossover is a float16 store's bytes an image over those seconds. A store is read as a fit reads it: warm, from the

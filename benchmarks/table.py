@@ -191,9 +191,7 @@ def _extraction(record: dict[str, Any]) -> str:
             cells.append(f"{crossover['with_decoding']:.0f} ({crossover['images_kept']:.0f}) MB/s")
             reads = (f"{value['median']:.0f} {name}" for name, value in case["store_megabytes_per_second"].items())
             again.append([*cells, f"{', '.join(reads)} MB/s"])
-    text = (
-        f"{about}\n\n{_table(bare[0], bare[1:])}\n\nA layer that is computed again on every pass (`--no-store`), and "
-    )
+    text = f"{about}\n\n{_table(bare[0], bare[1:])}\n\nA layer that is computed on every pass (`--no-store`), and "
     return f"{text}the rate of reading above which a float16 store beats that:\n\n{_table(again[0], again[1:])}"
 
 
