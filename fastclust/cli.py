@@ -313,8 +313,8 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line and exit."""
     logging.basicConfig(level=logging.WARNING, format="fastclust: %(message)s")
-    # Large pages for torch's large tensors, where Linux gives them to those that ask: an image through VGG-19 to conv1_2
-    # took 0.8 of the CPU time. It is read when the first tensor is made, and this process is ours.
+    # Large pages for torch's large tensors, where Linux gives them to those that ask: VGG-19 to conv1_2 of an image
+    # took 0.8 of the CPU time. The variable is read when the first tensor is made, and this process is ours.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     warnings.filterwarnings("ignore", module="PIL")  # of oddities in image files that it reads all the same
     status = 0
