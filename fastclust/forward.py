@@ -82,7 +82,7 @@ class Forward:
         pixels = self._pixels.view((n, height, width, channels))
         np.stack(images, out=pixels.numpy())
         values = self._inputs.view((n, height, width, channels))
-        values.copy_(pixels, non_blocking=True)
+        values.copy_(pixels.to(self.device, non_blocking=True))  # as bytes, not as the floats that they become
         rows = values.view(n * height, width * channels)
         rows.div_(255).sub_(self._mean.repeat(width)).div_(self._std.repeat(width))
         if self.device.type == "cuda":

@@ -27,7 +27,7 @@ TWO: dict[str, Any] = {
     "size": 64,
     "batch_size": 3,
 }
-MIXTURE: dict[str, Any] = {"n_components": 6, "random_state": 0, "max_iter": 8, "tol": 0}
+MIXTURE: dict[str, Any] = {"n_components": 6, "random_state": 0, "max_iter": 4, "tol": 0}
 
 
 def cut_short(path: Path) -> None:
@@ -53,8 +53,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_fits_and_records_are_those_of_a_store(
     images: Path, tmp_path: Path, dtype: str, size: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastclust.blocks.READ_BYTES", 10_000)
-    monkeypatch.setattr(live, "READ_BYTES", 10_000)
+    monkeypatch.setattr("fastclust.blocks.READ_BYTES", 20_000)
+    monkeypatch.setattr(live, "READ_BYTES", 20_000)
     options = {**TWO, "dtype": dtype, "size": size}
     extract([images], out=tmp_path / "f.h5", **options)
     store = open_store(tmp_path / "f.h5")
