@@ -28,9 +28,37 @@ from fastclust.staging import Lane, Slot, lane_of, staged
 
 log = logging.getLogger("fastclust")
 
-READ_BYTES = 32 << 20  # of a file, at a time
+READ_BYTES = 8 << 20  # of a file, at a time: few enough that processes can share a few images evenly
 COPY_BYTES = 64 << 20  # from the host to an accelerator, at a time; two buffers of this on either side
 KEPT_SHARE = 0.5  # of an accelerator's free memory, for rows that stay there
+
+
+def share(parts: list[Any], rank: int, size: int) -> list[Any]:
+    """Return the share of the rows of mapped, stored or computed parts that one of `size` processes has.
+
+    Shares are what is read at a time on a CPU, whole, so that its sums have the same bits whoever makes them; parts are
+    cut finer only where that is fewer than there are processes. Raises ValueError where there are too few to share.
+    """
+    if size == 1:
+        return parts
+    bounds = [Blocks(part, torch.device("cpu")).cuts(part) for part in parts]
+    if sum(len(cuts) - 1 for cuts in bounds) < size:
+        n_rows = sum(int(part.shape[0]) for part in parts)
+        step = max(1, n_rows // size)
+        bounds = [
+            cuts if is_computed(part) else [*range(0, cuts[-1], step), cuts[-1]]
+            for part, cuts in zip(parts, bounds, strict=True)
+        ]
+    windows = [(part, *window) for part, cuts in zip(parts, bounds, strict=True) for window in pairwise(cuts)]
+    own = windows[len(windows) * rank // size : len(windows) * (rank + 1) // size]
+    if len(windows) < size:
+        raise ValueError(f"the rows are {len(windows)} blocks, too few for {size} processes: use fewer processes")
+    found = []
+    for _, run in groupby(own, lambda window: id(window[0])):
+        each = list(run)
+        part, low, high = each[0][0], each[0][1], each[-1][2]
+        found.append(part.between(low, high) if is_computed(part) else part[low:high])
+    return found
 
 
 class Blocks:
@@ -100,7 +128,7 @@ class Blocks:
     def _in_turn(self, index: int) -> Iterator[torch.Tensor]:
         """Iterate over the rows of a part that needs no lane: each block is good until the next is asked for."""
         part = self._sources[index]
-        bounds = self._bounds(part)
+        bounds = self.cuts(part)
         if is_file(part):
             yield from _read_ahead(part, bounds, self.device)
             return
@@ -126,7 +154,7 @@ class Blocks:
         """Iterate over the rows of these parts, one after the other, and keep them on the device where they fit."""
         parts = [self._sources[index] for index in run]
         dtypes = [dtype_of(part) for part in parts]  # that rows are copied in
-        cuts = [self._bounds(part, away=True) for part in parts]
+        cuts = [self.cuts(part, away=True) for part in parts]
         chunks = [(i, low, high) for i, bounds in enumerate(cuts) for low, high in pairwise(bounds)]
         largest = max((high - low) * self.n_features * dtypes[i].itemsize for i, low, high in chunks)
         slots = [Slot(lane, largest) for _ in range(2)]
@@ -158,7 +186,7 @@ class Blocks:
             if isinstance(part, torch.Tensor):
                 chosen.append(part[torch.from_numpy(inside).to(part.device)].to(self.device))
                 continue
-            bounds = self._bounds(part)
+            bounds = self.cuts(part)
             for low, high in pairwise(bounds):
                 some = inside[np.searchsorted(inside, low) : np.searchsorted(inside, high)]
                 if not len(some):
@@ -198,7 +226,7 @@ class Blocks:
         """Return the weights (n,) of the rows of an index (n,), or None."""
         return None if self.weights is None else self.weights[torch.from_numpy(index).to(self.device)]
 
-    def _bounds(self, part: Any, away: bool = False) -> list[int]:
+    def cuts(self, part: Any, away: bool = False) -> list[int]:
         """Return the rows at which a part is cut into what is handed on at a time, from 0 to their number."""
         if is_computed(part):
             return [int(bound) for bound in part.bounds]

@@ -81,9 +81,7 @@ class Checkpoint:
             return None
         if not self.resume:
             raise FileExistsError(f"{self.path} exists: resume goes on from it; delete it, or name another checkpoint")
-        what = "a checkpoint of `fit`"
-        _, found = model_file.read_groups(self.path, FORMAT, VERSION, ("about", "state"), what)
-        about, state = found["about"], found["state"]
+        about, state = _read(self.path)
         for key in self._about:
             if about.get(key) != self._about[key]:
                 raise ValueError(
@@ -130,6 +128,21 @@ class Checkpoint:
             yield
         finally:
             self.write()
+
+
+def said(path: Path) -> tuple[dict[str, Any], int, float]:
+    """Return what a checkpoint is of, how many passes it holds, and the last bound, in nats summed over rows.
+
+    Raises as `fastclust.load`.
+    """
+    about, state = _read(path)
+    bounds = state["now"]["lower_bounds"]
+    return about, len(bounds), float(bounds[-1]) if len(bounds) else -np.inf
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    _, found = model_file.read_groups(path, FORMAT, VERSION, ("about", "state"), "a checkpoint of `fit`")
+    return found["about"], found["state"]
 
 
 def _plain(ascent: Ascent) -> dict[str, Any]:

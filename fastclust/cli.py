@@ -1,13 +1,16 @@
 """The command line: it parses, calls, and prints.
 
 Exit status: 0 where all was done; 1 for an error, named in one line; 2 for words that cannot be parsed; 3 where all was
-done but for images that had to be left out, which are named; 130 after Ctrl-C.
+done but for images that had to be left out, which are named; 130 after Ctrl-C, 143 after SIGTERM.
+
+Of the processes that torchrun starts, the first prints; of the others, errors alone.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from importlib.metadata import version
@@ -17,16 +20,18 @@ from typing import Annotated, Any
 import typer
 
 from fastclust import options
-from fastclust.console import complain, end, progress_bars, say
+from fastclust.console import complain, end, first_speaks, progress_bars, say
 from fastclust.options import (
     Alpha,
     Backend,
     BatchSize,
+    CheckpointFile,
     Components,
     Covariance,
     CovarianceType,
     Device,
     Dtype,
+    Every,
     Images,
     LabelsFile,
     Layers,
@@ -38,6 +43,7 @@ from fastclust.options import (
     Precision,
     Products,
     Resume,
+    Rows,
     Scale,
     Seed,
     Size,
@@ -48,6 +54,8 @@ from fastclust.options import (
     WeightsSeed,
     Workers,
 )
+
+SHARED = ("extract", "fit", "label")  # commands that torchrun's processes share
 
 app = typer.Typer(
     name="fastclust",
@@ -65,8 +73,9 @@ STOPPED = {
     "run": "finished images are kept: the same command with --resume goes on",
     "run --no-store": "nothing is stored: the same command with --overwrite starts anew",
     "extract": "finished images are kept: the same command with --resume goes on",
-    "fit": "no model was written: the same command starts anew",
-    "label": "the label images so far are kept: the same command with --overwrite starts anew",
+    "merge": "no store was written: the same command starts anew",
+    "fit": "no model was written: the same command starts anew; with --checkpoint, --resume would go on",
+    "label": "the label images so far are kept: the same command with --resume goes on",
 }
 
 
@@ -204,9 +213,10 @@ def extract(
 
 @app.command()
 def fit(
-    file: Annotated[Path, typer.Argument(help="A store that `extract` wrote.")],
+    files: Annotated[list[Path], typer.Argument(help="Stores that `extract` wrote; their images are fitted together.")],
     out: Annotated[Path, typer.Option(help="The model to write, such as model.h5.")],
     layer: OneLayer = None,
+    rows: Rows = None,
     components: Components = 50,
     alpha: Alpha = 0.2,
     covariance: CovarianceType = Covariance.diag,
@@ -217,33 +227,48 @@ def fit(
     device: Device = "auto",
     backend: Backend = "auto",
     precision: Products = Precision.high,
+    checkpoint: CheckpointFile = None,
+    every: Every = "5m",
+    resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit a mixture to the rows of a layer, for `label`."""
+    """Fit a mixture to the rows of a layer, for `label`.
+
+    Under `torchrun --nproc-per-node N -m fastclust fit ...` the rows are shared by N processes, on as many machines as
+    torchrun is told, which all see the stores.
+    """
+    from fastclust.checkpoint import FORMAT as CHECKPOINT
+    from fastclust.checkpoint import Checkpoint
     from fastclust.describe import check_replaceable
+    from fastclust.group import joined_group, ranks
     from fastclust.model_file import FORMAT
     from fastclust.pipeline import check_mixture, fit_layer
     from fastclust.store import open_store
 
-    store = open_store(file)
-    name = _layer(store.layers, layer, file)
-    store.layer(name)
+    if resume and checkpoint is None:
+        raise ValueError("--resume goes on from a checkpoint: name its file with --checkpoint")
+    if resume and overwrite:
+        raise ValueError("--resume goes on, --overwrite starts anew: give one of them")
+    stores = [open_store(file) for file in files]
+    name = _layer(stores[0].layers, layer, files[0])
     mixture = options.mixture(
         components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend, precision
     )
     check_mixture(mixture)
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent} is not a folder: create it first")
-    if out.is_dir():
-        raise IsADirectoryError(f"{out} is a folder: name a file in it")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists: --overwrite replaces it; or name another file")
+    _check_new(out, overwrite or (resume and checkpoint is not None and checkpoint.exists()))
     check_replaceable(out, FORMAT)
-    with progress_bars() as progress:
-        model, seconds = fit_layer(store, name, mixture, progress)
-    model.save(out)
-    rows = f"{int(model.counts_.sum())} rows of {model.n_features_in_} from {_images(store)}"
-    say(f"{out}: {name}, {rows}: {_outcome(model)}; {seconds:.1f} s")
+    with progress_bars() as progress, joined_group(device):
+        if checkpoint is not None and overwrite and ranks()[0] == 0:
+            check_replaceable(checkpoint, CHECKPOINT)
+            checkpoint.unlink(missing_ok=True)
+        kept = None if checkpoint is None else Checkpoint(checkpoint, every=options.seconds(every), resume=resume)
+        model, seconds = fit_layer(stores, name, mixture, progress, sample=rows, checkpoint=kept)
+        if ranks()[0] == 0:
+            model.save(out)
+            if checkpoint is not None:
+                checkpoint.unlink(missing_ok=True)
+    count = f"{int(model.counts_.sum())} rows of {model.n_features_in_} from {_images(*stores)}"
+    say(f"{out}: {name}, {count}: {_outcome(model)}; {seconds:.1f} s")
 
 
 @app.command()
@@ -254,29 +279,77 @@ def label(
     layer: OneLayer = None,
     device: Device = "auto",
     backend: Backend = "auto",
+    resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Paint the most probable cluster of every pixel; of a dense layer, list that of every image.
 
     Pixel values of labels/IMAGE.png are the clusters' numbers (where there are at most 256 of them); enlarged/IMAGE.png
-    is the same at the size of the network's input.
+    is the same at the size of the network's input. Under torchrun the images are shared by its processes.
     """
+    from fastclust.group import joined_group, together
     from fastclust.labels import label_layer
     from fastclust.pipeline import check_device
     from fastclust.saved import load
     from fastclust.store import open_store
 
+    if resume and overwrite:
+        raise ValueError("--resume goes on, --overwrite starts anew: give one of them")
     store, mixture = open_store(file), load(model)
     name = _layer(store.layers, layer, file)
     check_device(device, backend)
     mixture.set_params(device=device, backend=backend)
-    for part in ("labels", "enlarged", "labels.csv"):
-        if (out / part).exists() and not overwrite:
-            raise FileExistsError(f"{out / part} exists: --overwrite replaces it; or name another folder")
-    with progress_bars() as progress:
-        labels = label_layer(store, name, mixture, out, progress)
+    with progress_bars() as progress, joined_group(device), together() as group:
+        for part in ("labels", "enlarged", "labels.csv"):
+            if group.rank == 0 and (out / part).exists() and not (resume or overwrite):
+                raise FileExistsError(
+                    f"{out / part} exists: --resume goes on with it, --overwrite replaces it; or name another folder"
+                )
+        labels = label_layer(store, name, mixture, out, progress, resume=resume, group=group)
     found = len(set().union(*labels.present))
-    say(f"{out}: {name}, {_images(store)}, {found} clusters in them; {labels.seconds:.1f} s")
+    before = f" ({labels.resumed} from before)" if labels.resumed else ""
+    say(f"{out}: {name}, {_images(store)}{before}, {found} clusters in them; {labels.seconds:.1f} s")
+
+
+@app.command()
+def verify(file: Annotated[Path, typer.Argument(help="A store that `extract` or `merge` wrote.")]) -> None:
+    """Read all features of a store and hold them against their checksums; name the images that are damaged."""
+    from fastclust.verify import verify as verify_store
+
+    with progress_bars() as progress:
+        found = verify_store(file, lambda done, total: progress("verify", done, total, "images"))
+    for image, layers in found.damaged.items():
+        say(f"damaged: {image}: {', '.join(layers)}")
+    if found.damaged:
+        raise ValueError(
+            f"{file}: the rows of {len(found.damaged)} of {found.images} images are not as they were written: "
+            "`fastclust extract --resume`, with all else as it was, computes them again"
+        )
+    say(
+        f"{file}: {found.images} images as they were written ({found.pending} pending, {found.left_out} left out), "
+        f"{found.n_bytes} bytes in {found.seconds:.1f} s"
+    )
+
+
+@app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="Stores of one model and the same layers.")],
+    out: Annotated[Path, typer.Option(help="The store to write, such as all.h5.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Copy stores into one, as if one `extract` had made it; images that are not extracted yet stay behind."""
+    from fastclust.describe import check_replaceable
+    from fastclust.merge import merge as merge_stores
+    from fastclust.store import FORMAT
+
+    if overwrite:
+        check_replaceable(out, FORMAT)
+    with progress_bars() as progress:
+        merged = merge_stores(
+            files, out, overwrite=overwrite, progress=lambda done, total: progress("merge", done, total, "images")
+        )
+    pending = f"; {merged.pending} that are not extracted yet stayed behind" if merged.pending else ""
+    say(f"{out}: {merged.done} images and {merged.left_out} left out, of {len(files)} stores{pending}")
 
 
 @app.command()
@@ -310,6 +383,10 @@ def doctor() -> None:
         say(line)
 
 
+class Terminated(BaseException):
+    """SIGTERM has come."""
+
+
 def main() -> None:
     """Run the command line and exit."""
     logging.basicConfig(level=logging.WARNING, format="fastclust: %(message)s")
@@ -317,11 +394,19 @@ def main() -> None:
     # took 0.8 of the CPU time. The variable is read when the first tensor is made, and this process is ours.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     warnings.filterwarnings("ignore", module="PIL")  # of oddities in image files that it reads all the same
+    rank, size = int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
+    who = f"fastclust (process {rank} of {size})" if size > 1 else "fastclust"
+    first_speaks(rank == 0 or size == 1)
+    signal.signal(signal.SIGTERM, _terminate)
     status = 0
     try:
+        if size > 1 and next(iter(sys.argv[1:]), "") not in SHARED:
+            raise ValueError(f"torchrun is for {', '.join(SHARED)}: one process does the rest")
         status = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         status = 130
+    except Terminated:
+        status = 143
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
@@ -333,13 +418,20 @@ def main() -> None:
             raise
         if os.environ.get("FASTCLUST_TRACEBACK"):
             raise
-        complain(f"fastclust: {_reason(error)}")
+        complain(f"{who}: {_reason(error)}")
         status = 1
-    if status == 130:  # Typer may have caught the interrupt
+    if status in (130, 143):  # Typer may have caught the interrupt
         command = next(iter(sys.argv[1:]), "")
         remark = STOPPED.get("run --no-store" if command == "run" and "--no-store" in sys.argv else command)
+        kept = sys.argv[sys.argv.index("--checkpoint") + 1] if "--checkpoint" in sys.argv[:-1] else ""
+        if kept and Path(kept).exists():
+            remark = f"the fit so far is in {kept}: the same command with --resume goes on"
         complain(f"stopped; {remark}" if remark else "stopped")
     sys.exit(status)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
 
 
 def _reason(error: Exception) -> str:
@@ -399,8 +491,19 @@ def _layer(known: dict[str, Any], asked: list[str] | None, file: Path) -> str:
     return next(iter(known))
 
 
-def _images(store: Any) -> str:
-    done, pending = len(store.finished), sum(image.state == 0 for image in store.images)
+def _check_new(out: Path, replace: bool) -> None:
+    """Refuse a file that cannot be written, or that is there, unless it may be replaced."""
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent} is not a folder: create it first")
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder: name a file in it")
+    if out.exists() and not replace:
+        raise FileExistsError(f"{out} exists: --overwrite replaces it; or name another file")
+
+
+def _images(*stores: Any) -> str:
+    done = sum(len(store.finished) for store in stores)
+    pending = sum(image.state == 0 for store in stores for image in store.images)
     return f"{done} images" + (f" ({pending} more are not extracted yet)" if pending else "")
 
 

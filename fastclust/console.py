@@ -12,6 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 OUT = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+_state = {"bars": True}
+
+
+def first_speaks(here: bool) -> None:
+    """Print results, remarks and bars only where this is the first of several processes; errors wherever they are."""
+    OUT.quiet = not here
+    _state["bars"] = here
 
 
 def say(line: str) -> None:
@@ -49,7 +56,7 @@ def progress_bars() -> Iterator[Any]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[remark]}", markup=False),
     )
-    with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as bars:
+    with Progress(*columns, console=ERR, disable=not (ERR.is_terminal and _state["bars"])) as bars:
         tasks: dict[str, Any] = {}
 
         def report(step: str, done: int, total: int | None, remark: str) -> None:

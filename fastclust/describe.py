@@ -9,12 +9,12 @@ from pathlib import Path
 
 import h5py
 
-from fastclust import model_file, store
+from fastclust import checkpoint, model_file, store
 from fastclust.saved import load
 
 
 def describe(path: Path) -> Iterator[str]:
-    """Describe a store, a model, a summary.json, or a run's folder.
+    """Describe a store, a model, a checkpoint, a summary.json, or a run's folder.
 
     Raises FileNotFoundError, and ValueError for a file that is none of these, is newer, or is cut short.
     """
@@ -31,6 +31,8 @@ def describe(path: Path) -> Iterator[str]:
         yield from _summary(path)
     elif format_of(path) == model_file.FORMAT:
         yield from _model(path)
+    elif format_of(path) == checkpoint.FORMAT:
+        yield from _checkpoint(path)
     else:
         yield from _store(path)
 
@@ -68,6 +70,10 @@ def _store(path: Path) -> Iterator[str]:
     states = Counter(image.state for image in found.images)
     done, left, total = states[store.DONE], states[store.LEFT_OUT], len(found.images)
     yield f"images    {total}: {done} done, {states[store.PENDING]} pending, {left} left out"
+    compare = "of each image's rows: `fastclust verify` compares them"
+    yield f"checksums {compare if found.checksums else 'none (format version 1)'}"
+    if "merged_from" in about:
+        yield f"merged    from {', '.join(about['merged_from'])}"
     for layer in found.layers.values():
         yield f"layer     {layer.name} ({layer.node}), {layer.kind}: {layer.n_rows} rows of {layer.n_features}"
     for image in found.images:
@@ -83,7 +89,8 @@ def _model(path: Path) -> Iterator[str]:
     yield f"rows      {rows} of {model.n_features_in_} features, seen as {mapped}"
     source = getattr(model, "source_", None)
     if source is not None:
-        yield f"fitted to {source['layer']} ({source['node']}) of {source['model']}"
+        sample = f", a sample: {source['sample']}" if "sample" in source else ""
+        yield f"fitted to {source['layer']} ({source['node']}) of {source['model']}{sample}"
     yield f"clusters  {model.n_active_} in use of {model.n_components}, {model.covariance_type} covariance"
     state = "converged" if model.converged_ else "not converged"
     yield f"fit       {model.n_iter_} passes, {state}, lower bound {model.lower_bound_per_row_:.6f} nats a row"
@@ -91,6 +98,12 @@ def _model(path: Path) -> Iterator[str]:
     yield f"computed  by {model.backend_} on {model.device_}, {how}, seed {model.random_state}"
     for k in sorted(range(len(model.counts_)), key=lambda k: -model.counts_[k])[: model.n_active_]:
         yield f"cluster   {k:>4}  {model.counts_[k] / rows:8.4%} of the rows, weight {model.weights_[k]:.5f}"
+
+
+def _checkpoint(path: Path) -> Iterator[str]:
+    about, n_passes, bound = checkpoint.said(path)
+    yield f"{path}: a checkpoint of a fit that has not ended; `fastclust fit --resume --checkpoint` goes on"
+    yield f"fit       {about['estimator']}, {n_passes} passes, lower bound {bound:.6f} nats"
 
 
 def _summary(path: Path) -> Iterator[str]:

@@ -26,6 +26,7 @@ from fastclust.images import find_images
 from fastclust.networks import LayerInfo, list_layers, list_models
 from fastclust.plan import check_file, check_same, make_plan, plan_images
 from fastclust.reader import read_image
+from fastclust.repair import repair
 from fastclust.store import DONE, LEFT_OUT, PENDING, ImageRecord, LayerRecord, open_store
 from fastclust.writer import StoreWriter, create_store
 
@@ -112,12 +113,13 @@ def extract(
     network, provenance, records = plan.network, plan.provenance, plan.records
     decoder = Decoder(provenance["transform"], workers, plan.device)
     if resume and path.exists():
-        before = open_store(path)
+        before = open_store(path, cut_short=True)
         check_same(before, provenance, records)
         planned = list(before.layers.values())
         forward = plan.load()
         if check is not None:
             check(planned)
+        repair(path)
         writer = StoreWriter(path)
     else:
         records, planned = plan_images(records, network, size)

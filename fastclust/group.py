@@ -15,6 +15,7 @@ import pickle
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,7 +34,6 @@ PAUSES = (2e-5, 1e-3)  # seconds: the first and the longest between two looks at
 DISAGREE = 1e-6  # of a bound
 
 T = TypeVar("T")
-_fits = count()  # every process counts alike
 
 
 class Group:
@@ -106,8 +106,9 @@ class _Processes(Group):
         nccl = distributed.get_backend() == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
         self._watch: Watch | None = None
-        names = self.objects((socket.gethostname(), os.getpid()))
-        self._watch = Watch([f"process {rank} (pid {pid} on {host})" for rank, (host, pid) in enumerate(names)])
+        each = self.objects((socket.gethostname(), os.getpid(), uuid.uuid4().hex))
+        names = [f"process {rank} (pid {pid} on {host})" for rank, (host, pid, _) in enumerate(each)]
+        self._watch = Watch(names, each[0][2])
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         own = tensor.detach().to(self._device).contiguous()
@@ -134,15 +135,16 @@ class _Processes(Group):
 
 
 class Watch:
-    """Give signs of life, and look for those of the others; names: of all processes, by rank.
+    """Give signs of life, and look for those of the others.
 
+    names: of all processes, by rank. token: what no earlier watch had, for torchrun's store outlives what it restarts.
     gone: in a sentence, which process died or failed, as soon as that is known.
     """
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], token: str) -> None:
         self.rank, self.names = distributed.get_rank(), names
         self.gone: str | None = None
-        self._prefix = f"fastclust/{next(_fits)}"
+        self._prefix = f"fastclust/{token}"
         self._store: Any = distributed.distributed_c10d._get_default_store().clone()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fastclust-watch", daemon=True)
@@ -206,13 +208,50 @@ class Watch:
         return True if found is None else found
 
 
+def ranks() -> tuple[int, int]:
+    """Return which process this is, from 0, and of how many, in the group that torch.distributed has initialised."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def launched() -> tuple[int, int] | None:
+    """Return the rank and the number of processes where torchrun, or what sets the same variables, started this one."""
+    found = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
+    return (int(found[0]), int(found[1])) if all(found) and int(found[1]) > 1 else None
+
+
+@contextmanager
+def joined_group(device: str) -> Iterator[None]:
+    """Join the group of processes that this one was launched with, where it was, and leave it at the end.
+
+    device: "auto", or where to compute: sums go through NCCL where that is CUDA, each process on a device of its own,
+    and else through gloo. torchrun sets OMP_NUM_THREADS=1 unless told otherwise; here each of a machine's processes
+    then takes its share of the cores.
+    """
+    if launched() is None:
+        yield
+        return
+    local, here = (int(os.environ.get(name, one)) for name, one in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")))
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if cuda:
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=LONGEST)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
 @contextmanager
 def together() -> Iterator[Group]:
     """Yield the group of processes that torch.distributed has initialised, or this process alone.
 
     What is raised inside stops the other processes too, as RuntimeError with the name of the one that it was raised in.
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    if ranks()[1] == 1:
         yield ALONE
         return
     group = _Processes()

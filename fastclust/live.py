@@ -144,6 +144,8 @@ def open_live(
         provenance=plan.provenance,
         images=records,
         layers={record.name: record for record in planned},
+        checksums={},
+        n_bytes=0,
         _maps={},
         _offsets={},
         report=report,

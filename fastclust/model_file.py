@@ -10,6 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from fastclust.atomic import written_aside
+
 FORMAT = "fastclust.model"
 VERSION = 2  # 1 had no statistics of batches
 GROUPS = ("parameters", "fitted")
@@ -21,6 +23,7 @@ def write(path: str | os.PathLike[str], estimator: str, parameters: dict[str, An
     estimator: the name of its class. parameters: what it was made with, JSON-able or NumPy arrays. fitted: numbers,
     strings, None, lists of numbers, arrays (of numbers, or of strings as objects), tuples of arrays, or dictionaries of
     any of these, by attribute name.
+    Raises OSError where the disk is full or the file cannot be written.
     """
     write_groups(path, FORMAT, VERSION, {"estimator": estimator}, dict(zip(GROUPS, (parameters, fitted), strict=True)))
 
@@ -32,26 +35,25 @@ def write_groups(
     attributes: dict[str, str],
     groups: dict[str, dict[str, Any]],
 ) -> None:
-    """Write a file of a format, `kind`, with groups of such values, whole or not at all."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with h5py.File(aside, "w") as file:
-            file.attrs.update({"format": kind, "format_version": version, **attributes})
-            for group, values in groups.items():
-                holder = file.create_group(group)
-                for name, value in values.items():
-                    _put(holder, name, value)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Write a file of a format, `kind`, with groups of such values, whole or not at all. Raises as `write`."""
+    # In memory: on a full disk HDF5 cannot close its file, and ends the process with a segmentation fault.
+    with h5py.File("model", "w", driver="core", backing_store=False) as file:
+        file.attrs.update({"format": kind, "format_version": version, **attributes})
+        for group, values in groups.items():
+            holder = file.create_group(group)
+            for name, value in values.items():
+                _put(holder, name, value)
+        file.flush()
+        content = file.id.get_file_image()
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Return the name of the class, the parameters and the fitted values that `write` wrote.
 
-    Raises FileNotFoundError, IsADirectoryError, and ValueError for a file that is not a model of ours, is of another
-    version, or is cut short.
+    Raises FileNotFoundError, IsADirectoryError, PermissionError, and ValueError for a file that is not a model of ours,
+    is of another version, or is cut short.
     """
     attributes, found = read_groups(path, FORMAT, VERSION, GROUPS, "a model that `fit` wrote")
     if "estimator" not in attributes:
@@ -71,6 +73,8 @@ def read_groups(
         raise FileNotFoundError(f"no such file: {path}")
     if path.is_dir():
         raise IsADirectoryError(f"expected {what}, and {path} is a folder")
+    with path.open("rb"):  # for a plain error where it may not be read
+        pass
     try:
         with h5py.File(path, "r") as file:
             found, its = file.attrs.get("format"), int(file.attrs.get("format_version", 0))

@@ -64,6 +64,24 @@ def _one_layer(value: list[str] | None) -> list[str] | None:
     return value
 
 
+def _seconds(value: str) -> str:
+    seconds(value)
+    return value
+
+
+def seconds(value: str) -> float:
+    """Return a time such as 90s, 5m, 1h or 20 in seconds. Raises typer.BadParameter."""
+    number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "s")
+    try:
+        found = float(number) * UNITS[unit]
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < math.inf:
+        raise typer.BadParameter(f"expected a time such as 90s, 5m or 1h, got {value!r}")
+    return found
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
 SEEDS = 2**32 - 1  # NumPy's largest
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, and folders that are searched for images.")]
@@ -96,6 +114,17 @@ LabelsFile = Annotated[
 ]
 NoStore = Annotated[
     bool, typer.Option("--no-store", help="Store no features: compute them from the images again on every pass.")
+]
+Rows = Annotated[
+    int | None,
+    typer.Option(min=1, help="Fit to so many rows, drawn evenly over the images under the seed [default: all]."),
+]
+CheckpointFile = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Write how far the fit is to this file as it goes on; --resume goes on from it."),
+]
+Every = Annotated[
+    str, typer.Option(callback=_seconds, help="Time from one checkpoint to the next: 90s, 5m, 1h, or seconds.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")]

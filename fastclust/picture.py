@@ -5,16 +5,15 @@ import math
 import os
 import re
 import unicodedata
-import uuid
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from fastclust.atomic import written_aside
 from fastclust.colours import palette
 
 __all__ = ["Column", "enlarge", "label_png", "montage", "paint", "palette"]
@@ -86,13 +85,8 @@ def label_png(path: str | os.PathLike[str], labels: npt.ArrayLike, colours: npt.
         image.putpalette(colours.tobytes())
     else:
         image = Image.fromarray(colours[labels])
-    path = Path(path)
-    aside = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
+    with written_aside(path, flush=False) as aside:
         image.save(aside, format="PNG")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
 
 from fastclust import kernels, report
+from fastclust.atomic import write_json
+from fastclust.blocks import Blocks, share
+from fastclust.checkpoint import Checkpoint
 from fastclust.estimator import DPGMM
 from fastclust.extract import ExtractReport, extract, find_images
+from fastclust.group import ranks
 from fastclust.labels import (
     Progress,
     check_finished,
@@ -68,19 +74,35 @@ def check_device(name: str, backend: str) -> None:
     kernels.select(backend, device)
 
 
-def fit_layer(store: Store, layer: str, parameters: dict[str, Any], progress: Progress = quiet) -> tuple[DPGMM, float]:
-    """Fit a mixture to every finished row of a layer; return it, and the seconds that took.
+def fit_layer(
+    stores: Sequence[Store],
+    layer: str,
+    parameters: dict[str, Any],
+    progress: Progress = quiet,
+    *,
+    sample: int | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[DPGMM, float]:
+    """Fit a mixture to every finished row of a layer in one store or several; return it, and the seconds that took.
 
-    parameters: of DPGMM; feature_range=(0, 10) is added where it is not among them.
-    Raises ValueError where the store has no such layer, too few rows for the components, or a feature that is NaN or
-    infinite.
+    parameters: of DPGMM; feature_range=(0, 10) is added where it is not among them. sample: rows to fit to instead of
+    all, drawn evenly over the images under parameters["random_state"]. checkpoint: as in DPGMM.fit. In an initialised
+    process group of torch.distributed each process takes its share of the rows.
+    Raises ValueError where a store has no such layer, or one of another network or other weights, where there are too
+    few rows for the components, and for a feature that is NaN or infinite.
     """
     began = time.perf_counter()
-    record = store.layer(layer)
-    check_finished(store)
-    rows = store.rows(layer)
+    records = [store.layer(layer) for store in stores]
+    for store, record in zip(stores, records, strict=True):
+        check_finished(store)
+        if source_of(store, record) != source_of(stores[0], records[0]):
+            raise ValueError(f"{store.path} and {stores[0].path} have features of different networks or weights")
+    parts = [part for store in stores for part in store.rows(layer)]
     model = DPGMM(**{"feature_range": FEATURE_RANGE, **parameters})
-    _check_rows(record, sum(len(part) for part in rows), model.n_components)
+    n_rows = sum(int(part.shape[0]) for part in parts)
+    _check_rows(records[0], min(n_rows, sample or n_rows), model.n_components)
+    rank, size = ranks()
+    rows = share(parts, rank, size) if sample is None else [_sample(parts, sample, model.random_state, rank, size)]
 
     def on_pass(n_pass: int, bound: float, change: float) -> None:
         progress(f"fit {layer}", n_pass, model.max_iter, f"bound {bound:.4f} ({change:+.1e}) nats a row")
@@ -88,10 +110,19 @@ def fit_layer(store: Store, layer: str, parameters: dict[str, Any], progress: Pr
     progress(f"fit {layer}", 0, model.max_iter, f"start: {model.init_params}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # converged_ says so, and so does the summary
-        model.fit(rows, on_pass=on_pass)
-    model.source_ = source_of(store, record)
+        model.fit(rows, on_pass=on_pass, checkpoint=checkpoint)
+    model.source_ = source_of(stores[0], records[0])
+    if sample is not None and sample < n_rows:
+        model.source_["sample"] = f"{sample} of {n_rows} rows"
     progress(f"fit {layer}", model.n_iter_, model.n_iter_, f"{model.n_active_} clusters in use")
     return model, time.perf_counter() - began
+
+
+def _sample(parts: list[Any], size: int, seed: Any, rank: int, n_ranks: int) -> torch.Tensor:
+    """Return a process's share (n, D) of an even sample of all rows, in their dtype."""
+    rows = Blocks(parts, torch.device("cpu"))
+    index = rows.sample(size, check_random_state(seed))
+    return rows.take(np.array_split(index, n_ranks)[rank])
 
 
 def run(
@@ -134,7 +165,7 @@ def run(
             _remove_results(out / layer)
         labelled, per_layer = [], {}
         for layer in layers:
-            model, fitting = fit_layer(store, layer, mixture, progress)
+            model, fitting = fit_layer([store], layer, mixture, progress)
             (out / layer).mkdir(exist_ok=True)
             model.save(out / layer / "model.h5")
             labelled.append(label_layer(store, layer, model, out / layer, progress))
@@ -148,7 +179,7 @@ def run(
     seconds["montage"] = time.perf_counter() - drawing
     seconds["total"] = time.perf_counter() - began
     summary = report.summarise(store, done, labelled, per_layer, seconds, stored=not no_store)
-    report.write_json(out / "summary.json", summary)
+    write_json(out / "summary.json", summary)
     return summary
 
 

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastclust import machine, picture
+from fastclust.atomic import written_aside
 from fastclust.extract import ExtractReport, input_image
-from fastclust.labels import Labels
+from fastclust.labels import SHOWN, Labels, even
 from fastclust.store import Store
-
-MONTAGE_IMAGES = 16
 
 
 def draw_montage(store: Store, layers: Sequence[Labels], path: Path) -> None:
     """Write the montage: inputs first, then a column a layer, clusters in use above it and below each image."""
-    shown = _even(len(store.finished), MONTAGE_IMAGES)
+    shown = even(len(store.finished), SHOWN)
     records = [store.images[store.finished[place]] for place in shown]
     columns = [
         picture.Column(
             name=labels.layer.name,
-            images=[picture.paint(labels.images[place], labels.colours) for place in shown],
+            images=[picture.paint(labels.shown[place], labels.colours) for place in shown],
             caption=f"{labels.model.n_active_} clusters in use",
             notes=[f"{len(labels.present[place])} here" for place in shown],
         )
@@ -44,22 +39,8 @@ def draw_montage(store: Store, layers: Sequence[Labels], path: Path) -> None:
         note=" ".join(notes) or None,
         row_names=[record.name for record in records],
     )
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with written_aside(path) as aside:
         page.save(aside, format="PNG")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def summarise_layer(labels: Labels, fitting: float) -> dict[str, Any]:
@@ -117,8 +98,3 @@ def summarise(
         "peak_memory_bytes": machine.peak_memory(),
         "machine": machine.describe(),
     }
-
-
-def _even(n: int, most: int) -> list[int]:
-    """Return at most `most` of the first n places, evenly spread."""
-    return list(range(n)) if n <= most else [int(place) for place in np.linspace(0, n - 1, most).round()]

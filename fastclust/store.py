@@ -1,6 +1,6 @@
 """The HDF5 feature store: its layout, and reading it.
 
-    /                       attributes format, format_version, dtype
+    /                       attributes format, format_version, dtype; tables_bytes: from there on, rows alone
     provenance              attributes: model, weights, transform, versions ...; names that end in .json hold JSON text
     images/path, name, label, group, reason      (n_images,) fixed-length UTF-8
     images/size, input_size                      (n_images, 2) int64, (height, width), 0 where unknown
@@ -8,26 +8,31 @@
     layers/NAME             attributes node, kind
     layers/NAME/rows                             (total_rows, n_features) float16 or float32
     layers/NAME/shapes, starts                   (n_images, 2), (n_images + 1,) int64
+    layers/NAME/checksums                        (n_images,) uint64: xxh3 of each finished image's rows, as in the file
+
+Format version 1 had neither checksums nor tables_bytes, and is still read.
 
 Every dataset is contiguous and allocated at its final size when the file is made (libver="earliest"), under a temporary
-name that a rename removes. HDF5 never opens it for writing again: rows, flags and reasons are plain writes at the
-datasets' offsets. So no kill leaves half-written metadata, readers need no lock, and rows can be mapped into memory.
+name that a rename removes. HDF5 never opens it for writing again: rows, checksums, flags and reasons are plain writes
+at the datasets' offsets. So no kill leaves half-written metadata, readers need no lock, and rows can be mapped into
+memory. The rows come last, so that a file cut short within them has all its tables: `fastclust.repair` mends it.
 """
 
 import difflib
+import io
 import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = "fastclust.features"
-VERSION = 1
+VERSION = 2  # 1 had no checksums
 PENDING, DONE, LEFT_OUT = 0, 1, 2
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -75,6 +80,8 @@ class Store:
     provenance: dict[str, Any]
     images: list[ImageRecord]
     layers: dict[str, LayerRecord]
+    checksums: dict[str, NDArray[np.uint64]]  # (n_images,) by layer, 0 where pending; none in format version 1
+    n_bytes: int  # of the whole file, which may be cut short
     _maps: dict[str, NDArray[Any]]
     _offsets: dict[str, int]
 
@@ -91,6 +98,13 @@ class Store:
             raise ValueError(f"{self.path} has no layer {name!r}: {hint}it has {', '.join(self.layers)}")
         return self.layers[name]
 
+    def span(self, layer: str, index: int) -> tuple[int, int]:
+        """Where one image's rows of a layer stand in the file: (first byte, number of bytes)."""
+        record = self.layer(layer)
+        row_bytes = record.n_features * self.dtype.itemsize
+        start, stop = (int(row) * row_bytes for row in record.starts[index : index + 2])
+        return self._offsets[f"layers/{layer}/rows"] + start, stop - start
+
     def rows(self, layer: str) -> list[NDArray[Any]]:
         """Return the finished rows, in file order: read-only (n_i, D), one for each unbroken run of finished images."""
         record = self.layer(layer)
@@ -101,7 +115,8 @@ class Store:
                 runs[-1][1] = stop
             else:
                 runs.append([start, stop])
-        return [self._maps[layer][start:stop] for start, stop in runs]
+        mapped = self._mapped(layer)
+        return [mapped[start:stop] for start, stop in runs]
 
     def image_rows(self, layer: str, index: int) -> NDArray[Any]:
         """Return one image's features, read-only (h, w, D). Raises ValueError where that image is not done."""
@@ -112,12 +127,19 @@ class Store:
             )
             raise ValueError(f"{self.path}: image {image.path} {what}")
         height, width = record.shapes[index]
-        rows = self._maps[layer][record.starts[index] : record.starts[index + 1]]
+        rows = self._mapped(layer)[record.starts[index] : record.starts[index + 1]]
         return rows.reshape(height, width, record.n_features)
 
+    def _mapped(self, layer: str) -> NDArray[Any]:
+        if layer not in self._maps:
+            raise _cut_short(self.path, self.n_bytes, mendable=True)
+        return self._maps[layer]
 
-def open_store(path: str | Path) -> Store:
+
+def open_store(path: str | Path, *, cut_short: bool = False) -> Store:
     """Open a store for reading, also while another process writes to it.
+
+    With `cut_short` a file that ends within its rows is opened, too: its tables can be read, its rows cannot.
 
     Raises FileNotFoundError, IsADirectoryError, or ValueError where the file is not a store, is another kind of
     fastclust file, of a newer format version, cut short, or damaged.
@@ -136,11 +158,14 @@ def open_store(path: str | Path) -> Store:
     except OSError as error:
         found = re.search(r"stored_eof = (\d+)", str(error))
         if found:
-            raise _cut_short(path, int(found[1])) from error
+            store = _read_tables(path, int(found[1]))
+            if store is None or not cut_short:
+                raise _cut_short(path, int(found[1]), store is not None) from error
+            return store
         raise ValueError(f"{path} is damaged: HDF5 cannot read it ({error})") from error
 
 
-def _read(path: Path, file: Any) -> Store:
+def _read(path: Path, file: Any, whole: bool = True) -> Store:
     kind = file.attrs.get("format")
     if kind != FORMAT:
         ours = isinstance(kind, str) and kind.startswith("fastclust.")
@@ -150,15 +175,17 @@ def _read(path: Path, file: Any) -> Store:
     if version > VERSION:
         raise ValueError(f"{path} has format version {version}, this fastclust reads up to {VERSION}: update fastclust")
     datasets = {"images/state": file["images/state"], "images/reason": file["images/reason"]}
-    datasets |= {f"layers/{name}/rows": file[f"layers/{name}/rows"] for name in file["layers"]}
+    for name in file["layers"]:
+        for part in ("rows", "checksums") if version > 1 else ("rows",):
+            datasets[f"layers/{name}/{part}"] = file[f"layers/{name}/{part}"]
     offsets = {name: dataset.id.get_offset() for name, dataset in datasets.items()}
     if None in offsets.values():
         raise ValueError(f"{path} is damaged: its datasets are not contiguous; was it rewritten by another tool?")
     needed = max(offsets[name] + dataset.nbytes for name, dataset in datasets.items())
-    if path.stat().st_size < needed:
-        raise _cut_short(path, needed)
-    images = _read_images(file["images"])
-    layers, maps = {}, {}
+    if whole and path.stat().st_size < needed:
+        raise _cut_short(path, needed, mendable=False)
+    images = _read_images(file["images"])  # before the checksums: those of an image that is done stand
+    layers, checksums, maps = {}, {}, {}
     for name, group in file["layers"].items():
         n_features = group["rows"].shape[1]
         layer = LayerRecord(name, str(group.attrs["node"]), str(group.attrs["kind"]), n_features, group["shapes"][:])
@@ -170,12 +197,58 @@ def _read(path: Path, file: Any) -> Store:
             or starts[-1] != len(group["rows"])
         ):
             raise ValueError(f"{path} is damaged: the table of layer {name} does not fit its rows")
-        mapped = np.memmap(path, group["rows"].dtype, "r", offsets[f"layers/{name}/rows"], group["rows"].shape)
-        maps[name] = mapped.view(np.ndarray)
+        if version > 1:
+            checksums[name] = group["checksums"][:]
+        if whole:
+            mapped = np.memmap(path, group["rows"].dtype, "r", offsets[f"layers/{name}/rows"], group["rows"].shape)
+            maps[name] = mapped.view(np.ndarray)
     order = json.loads(file["provenance"].attrs.get("layers.json", "[]"))
     layers = {name: layers[name] for name in sorted(layers, key=lambda name: (*order, name).index(name))}
     provenance = {key.removesuffix(".json"): _value(key, value) for key, value in file["provenance"].attrs.items()}
-    return Store(path, np.dtype(file.attrs["dtype"]), provenance, images, layers, maps, offsets)
+    dtype, n_bytes = np.dtype(file.attrs["dtype"]), int(file.id.get_filesize())
+    return Store(path, dtype, provenance, images, layers, checksums, n_bytes, maps, offsets)
+
+
+def _read_tables(path: Path, needed: int) -> Store | None:
+    """Read a file that is cut short as if zeros followed; None where more than rows is lost, or there are no checksums.
+
+    needed: bytes of the whole file.
+    """
+    try:
+        with path.open("rb") as raw, h5py.File(_Padded(raw, needed), "r") as file:
+            if path.stat().st_size < int(file.attrs["tables_bytes"]):
+                return None
+            return _read(path, file, whole=False)
+    except (KeyError, AttributeError, RuntimeError, TypeError, ValueError, OSError):
+        return None
+
+
+class _Padded(io.RawIOBase):
+    """A file opened for reading, with zeros after its end up to a number of bytes."""
+
+    def __init__(self, file: BinaryIO, n_bytes: int) -> None:
+        self._file, self._n_bytes, self._at = file, n_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._n_bytes)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        view[:] = bytes(len(view))
+        self._file.seek(self._at)
+        self._file.readinto(view)  # type: ignore[attr-defined]
+        self._at += len(view)
+        return len(view)
 
 
 def _value(key: str, attribute: Any) -> Any:
@@ -215,6 +288,8 @@ def existing_file(path: str | Path) -> Path:
     return path
 
 
-def _cut_short(path: Path, needed: int) -> ValueError:
-    size = path.stat().st_size
-    return ValueError(f"{path} is cut short: it needs {needed} bytes and has {size}; copy it again, or extract anew")
+def _cut_short(path: Path, needed: int, mendable: bool) -> ValueError:
+    mend = "copy it again, or extract anew with --overwrite"
+    if mendable:
+        mend = "`fastclust extract --resume`, with all else as it was, repairs it; or copy it again"
+    return ValueError(f"{path} is cut short: it needs {needed} bytes and has {path.stat().st_size}: {mend}")

@@ -1,10 +1,12 @@
 """Data that tests share: easy blobs, features as a ReLU leaves them, and rows far from the origin."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 
 def blobs(n: int = 1000, d: int = 5, k: int = 6, seed: int = 0) -> np.ndarray:
@@ -28,3 +30,12 @@ def data_folder() -> Path:
     if "FASTCLUST_DATA" not in os.environ:
         pytest.skip("FASTCLUST_DATA is not set: it names the folder of real weights and images")
     return Path(os.environ["FASTCLUST_DATA"]).resolve()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: networks this small only wait for several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

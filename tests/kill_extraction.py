@@ -20,9 +20,10 @@ import torch
 from fastclust.extract import extract
 from fastclust.networks import Network
 from fastclust.store import open_store
+from fastclust.verify import damaged, verify
 
-KILLS = 10
-LAYERS = ["relu", "layer1.0.conv1", "layer2.0.add", "flatten"]
+KILLS = 20
+LAYERS = ["features.0", "2", "classifier.1", "flatten"]
 
 
 def child(work: Callable[[], object]) -> int:
@@ -40,7 +41,7 @@ def child(work: Callable[[], object]) -> int:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    Network("resnet18", LAYERS).shapes(64, 64)  # imports much, once
+    Network("squeezenet1_1", LAYERS).shapes(64, 64)  # imports much, once
     batches = mmap.mmap(-1, 1)
 
     def start(name: str) -> int:
@@ -52,7 +53,7 @@ def main(folder: Path) -> None:
             lambda: extract(
                 [folder / "images"],
                 out=folder / name,
-                model="resnet18",
+                model="squeezenet1_1",
                 weights="random",
                 layers=LAYERS,
                 size=64,
@@ -76,13 +77,15 @@ def main(folder: Path) -> None:
         pid = start(name)
         while batches[0] < number * total // KILLS:
             time.sleep(0.0005)
-        time.sleep(moment.uniform(0, 0.06))
+        time.sleep(moment.uniform(0, 0.03))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         done = -1
         if (folder / name).exists():
             store = open_store(folder / name)
             done = len(store.finished)
+            if any(layers for _, layers in damaged(store)):
+                raise RuntimeError(f"kill {number}: an image is marked done and does not fit its checksums")
             for layer in whole.layers:
                 for index in store.finished:
                     if store.image_rows(layer, index).tobytes() != whole.image_rows(layer, index).tobytes():
@@ -90,6 +93,8 @@ def main(folder: Path) -> None:
         finish(name)
         if (folder / name).read_bytes() != (folder / "whole.h5").read_bytes():
             raise RuntimeError(f"kill {number}, after {done} images: the resumed store differs")
+        if verify(folder / name).images != len(whole.finished):
+            raise RuntimeError(f"kill {number}: the resumed store is not whole")
         found.append(done)
     sys.stdout.write(json.dumps(found))
 

@@ -1,6 +1,7 @@
 """The command line under bad input: one clear line, a status that is not 0, and nothing there is harmed."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 from command_line import MIXTURE, NETWORK, SMALL, call, contents, photographs
 from PIL import Image
+from read_only import immutable
 from test_images import photograph
 from torchvision import models
 
@@ -29,6 +31,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert call("run", folder / "images", *SMALL, "--layer", "classifier.1", "--out", folder / "out").status == 0
     store, model = folder / "out" / "features.h5", folder / "out" / "1" / "model.h5"
     assert call("extract", folder / "images", *NETWORK, "--layer", "1", "--out", folder / "one.h5").status == 0
+
+    photographs(folder / "more", 1)
+    more = ("--layer", "1", "--out", folder / "one-more.h5")
+    assert call("extract", folder / "more", *NETWORK, *more).status == 0
 
     before = ("--layer", "features.0", "--out", folder / "before.h5")  # before the activation: as many features
     assert call("extract", folder / "images", *NETWORK, *before).status == 0
@@ -161,8 +167,24 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "label NaN": ("label {}/nan.h5 --layer 1 --model {}/out/1/model.h5 --out $out", "has NaN or infinite features"),
     "label pending": ("label {}/pending.h5 --layer 1 --model {}/out/1/model.h5 --out $out", "none of its 4 images"),
-    "label exists": ("label {}/one.h5 --model {}/out/1/model.h5 --out {}/out/1", "{}/out/1/labels exists: --overwrite"),
+    "label exists": (
+        "label {}/one.h5 --model {}/out/1/model.h5 --out {}/out/1",
+        "{}/out/1/labels exists: --resume goes on",
+    ),
     "label into a file": ("label {}/one.h5 --model {}/out/1/model.h5 --out {}/text.h5", "is a file: name a folder"),
+    "verify nothing": ("verify {}/no.h5", "{}/no.h5 does not exist"),
+    "verify a model": ("verify {}/out/1/model.h5", "is a fastclust.model file"),
+    "verify half a store": ("verify {}/store-cut.h5", "`fastclust extract --resume`, with all else as it was, repairs"),
+    "merge one": ("merge {}/one.h5 --out $out", "expected at least two stores to merge, got 1"),
+    "merge twice": ("merge {}/one.h5 {}/one.h5 --out $out", "{}/images/0.png is in both"),
+    "merge other layers": ("merge {}/one.h5 {}/out/features.h5 --out $out", "their layers is ['1'] and ['1', 'class"),
+    "merge other weights": ("merge {}/one.h5 {}/seeded.h5 --out $out", "their seed is 0 and 7"),
+    "merge a model": ("merge {}/one.h5 {}/out/1/model.h5 --out $out", "is a fastclust.model file"),
+    "merge half a store": ("merge {}/one.h5 {}/store-cut.h5 --out $out", "is cut short"),
+    "merge exists": ("merge {}/one.h5 {}/one-more.h5 --out {}/before.h5", "{}/before.h5 exists"),
+    "merge into its own": ("merge {}/one.h5 {}/one-more.h5 --out {}/one.h5 --overwrite", "is one of the stores to"),
+    "merge onto text": ("merge {}/one.h5 {}/one-more.h5 --out {}/text.h5 --overwrite", "that fastclust did not write"),
+    "merge to no folder": ("merge {}/one.h5 {}/one-more.h5 --out $out/m.h5", "create it first"),
     "inspect nothing": ("inspect {}/no.h5", "no such file: {}/no.h5"),
     "inspect an empty folder": ("inspect {}/empty", "is a folder without a summary.json"),
     "inspect text": ("inspect {}/text.h5", "not an HDF5 file"),
@@ -185,6 +207,7 @@ UNPARSED = {
     "no output": ("run x --layer 1", "--out"),
     "no images": ("run --layer 1 --out y", "images"),
     "a name like options": ("run -rf.png --layer 1 --out y", "-r"),
+    "two stores to verify": ("verify x y", "y"),
     "no such command": ("runn", "runn"),
 }
 
@@ -228,18 +251,36 @@ def test_too_little_disk_is_found_before_writing(made: Path, tmp_path: Path, mon
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="no folder is read-only to this user")
 def test_a_read_only_folder(made: Path, tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o555)
-    for command in (
-        "run {}/images SMALL --out $out/locked/x",
-        "extract {}/images NETWORK --layer 1 --out $out/locked/f.h5",
-        "fit {}/one.h5 MIXTURE --out $out/locked/m.h5",
-        "label {}/one.h5 --model {}/out/1/model.h5 --out $out/locked/x",
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    with immutable(locked):
+        for command, where in (
+            ("run {}/images SMALL --out $out/locked/x", "x"),
+            ("extract {}/images NETWORK --layer 1 --out $out/locked/f.h5", "f.h5"),
+            ("fit {}/one.h5 MIXTURE --out $out/locked/m.h5", "m.h5"),
+            ("label {}/one.h5 --model {}/out/1/model.h5 --out $out/locked/x", "x"),
+            ("merge {}/one.h5 {}/one-more.h5 --out $out/locked/all.h5", "all.h5"),
+        ):
+            result = call(*words(command, made, tmp_path))
+            assert (result.status, result.out) == (1, "")
+            assert result.err == f"fastclust: {locked / where}: Operation not permitted\n"
+    assert not list(locked.iterdir())
+
+
+def test_results_that_may_not_be_replaced(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "out", tmp_path / "out")
+    before = contents(tmp_path)
+    for command, place, words_of_it in (
+        ("fit {}/one.h5 MIXTURE --out $out/out/1/model.h5", "out/1/model.h5", " cannot be replaced (Operation not"),
+        ("label {}/one.h5 --model {}/out/1/model.h5 --out $out/out/1", "out/1/labels/0.png", ": Operation not"),
     ):
-        result = call(*words(command, made, tmp_path))
-        assert (result.status, result.err.count("\n")) == (1, 1)
-        assert "Permission denied" in result.err
+        with immutable(tmp_path / place):
+            result = call(*words(command, made, tmp_path), "--overwrite")
+        assert (result.status, result.out, result.err.count("\n")) == (1, "", 1)
+        assert result.err.startswith(f"fastclust: {tmp_path / place}{words_of_it} permitted")
+        assert (tmp_path / place).read_bytes() == before[place]
+    assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="wants a folder where nothing can be made, such as /proc")
@@ -417,8 +458,10 @@ def test_a_reader_that_has_left_is_no_traceback(word: str) -> None:
 
 def test_help_names_every_command_and_option() -> None:
     listed = call("--help").out
-    for command in ("run", "demo", "extract", "fit", "label", "layers", "inspect", "doctor"):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for command in ("run", "demo", "extract", "fit", "label", "verify", "merge", "layers", "inspect", "doctor"):
         assert f"\n  {command}  " in listed
+        assert re.search(rf"fastclust {command}\b|scripts/{command}\b", readme), "the README names every command"
         result = call(command, "--help")
         assert (result.status, result.err) == (0, "")
         assert call(command, "-h").out == result.out

@@ -73,7 +73,7 @@ def test_rows_fits_and_records_are_those_of_a_store(
                     assert np.array_equal(one[low:high], other[low:high].numpy())
             for index in store.finished:
                 assert np.array_equal(alive.image_rows(layer, index), store.image_rows(layer, index))
-            (a, _), (b, _) = fit_layer(store, layer, MIXTURE), fit_layer(alive, layer, MIXTURE)
+            (a, _), (b, _) = fit_layer([store], layer, MIXTURE), fit_layer([alive], layer, MIXTURE)
             assert a.source_ == b.source_
             assert np.array_equal(a.means_, b.means_) and np.array_equal(a.covariances_, b.covariances_)
             assert a.lower_bounds_ == b.lower_bounds_
@@ -172,7 +172,7 @@ def test_an_image_that_changes_meanwhile_is_named(tmp_path: Path, change: str, m
         else:
             Image.fromarray(photograph(70, 90, 9)).save(path)
         with pytest.raises(RuntimeError, match=r"03\.png is not what it was when this began: .*store the features"):
-            fit_layer(alive, "2", MIXTURE)
+            fit_layer([alive], "2", MIXTURE)
 
 
 def test_values_that_the_dtype_cannot_hold_are_named(tmp_path: Path) -> None:

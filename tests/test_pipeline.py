@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_writes_what_it_names(made: Path) -> None:
     images = [f"{part}/{number}.png" for part in ("enlarged", "labels") for number in range(4)]
     files = {"features.h5", "montage.png", "summary.json"}
-    files |= {f"{layer}/{name}" for layer in LAYERS for name in ("model.h5", *images)}
+    files |= {f"{layer}/{name}" for layer in LAYERS for name in ("model.h5", "labels.json", *images)}
     assert {name for name, content in contents(made / "out").items() if content is not None} == files
 
 
@@ -134,7 +134,7 @@ def test_a_dense_layer_gives_a_table(tmp_path: Path) -> None:
     options = ("--model", "resnet18", "--weights", "random", "--size", "32", "--layer", "fc", "--components", "2")
     result = call("run", tmp_path / "grade 1", tmp_path / "grade 2", *options, "--out", tmp_path / "out")
     assert result.status == 0, result.err
-    assert {path.name for path in (tmp_path / "out" / "fc").iterdir()} == {"labels.csv", "model.h5"}
+    assert {path.name for path in (tmp_path / "out" / "fc").iterdir()} == {"labels.csv", "labels.json", "model.h5"}
     with (tmp_path / "out" / "fc" / "labels.csv").open(errors="surrogateescape", newline="") as file:
         rows = list(csv.DictReader(file))
     store = open_store(tmp_path / "out" / "features.h5")
@@ -210,7 +210,7 @@ def test_results_inside_the_images_folder_are_no_input(tmp_path: Path) -> None:
 
 def test_more_components_than_a_palette_has_colours(made: Path, tmp_path: Path) -> None:
     store = open_store(made / "out" / "features.h5")
-    model, _ = fit_layer(store, "1", {"n_components": 300, "max_iter": 1, "init_params": "random", "random_state": 0})
+    model, _ = fit_layer([store], "1", {"n_components": 300, "max_iter": 1, "init_params": "random", "random_state": 0})
     model.save(tmp_path / "m.h5")
     result = call("label", store.path, "--layer", "1", "--model", tmp_path / "m.h5", "--out", tmp_path / "out")
     assert (result.status, result.err) == (0, "")

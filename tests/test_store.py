@@ -42,6 +42,9 @@ def features(index: int) -> dict[str, np.ndarray]:
 
 def make(path: Path, dtype: str = "float32", done: tuple[int, ...] = (), **options: Any) -> Path:
     provenance = {
+        "weights": "random",
+        "weights_source": "random",
+        "size": 8,
         "model": "vgg16",
         "seed": 3,
         "layers": ["relu1_2", "a.fc"],
@@ -195,6 +198,20 @@ def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path: Path) -> None:
     assert list(open_store(path).finished) == [0]
 
 
+def test_rows_that_could_not_be_flushed_never_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = make(tmp_path / "s.h5", done=(0,))
+    with StoreWriter(path) as writer:
+        writer.write(1, features(1))
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+            patch.setattr(os, "fsync", fail)
+            writer.commit()
+        writer.write(3, features(3))
+    assert list(open_store(path).finished) == [0, 3], "a second fsync says nothing of what the first one lost"
+
+
 def test_a_failure_during_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(descriptor: int) -> None:
         raise OSError("disk on fire")
@@ -242,7 +259,7 @@ def chunked(file: Any) -> None:
         (lambda path: os.truncate(path, 100), "is (cut short|damaged)"),
         (damage(lambda file: file.attrs.__delitem__("format")), "is an HDF5 file, but not one of fastclust's"),
         (damage(lambda file: file.attrs.update(format="fastclust.model")), "is a fastclust.model file"),
-        (damage(lambda file: file.attrs.update(format_version=2)), r"has format version 2, .* reads up to 1"),
+        (damage(lambda file: file.attrs.update(format_version=3)), r"has format version 3, .* reads up to 2"),
         (damage(lambda file: file.__delitem__("images/label")), "is damaged: .*label"),
         (damage(lambda file: file["layers/a.fc/starts"].write_direct(np.arange(6))), "table of layer a.fc"),
         (damage(chunked), "not contiguous"),
