@@ -1,11 +1,12 @@
 """Run a suite and write its record; nothing is timed that has not been verified in the same run.
 
-    python -m benchmarks.run [--suite cpu|sweep|growth|tiles|gpu|quick] [--out FILE] [--only NAME] [--seconds S]
+    python -m benchmarks.run [--suite SUITE] [--out FILE] [--only NAME] [--seconds S]
 
     cpu, sweep, quick   fastclust against scikit-learn, in pairs on the same rows: `benchmarks.pairs`
     growth              the cost of a row from 10^4 rows to 10^7, ours and the peers': `benchmarks.growth`
     tiles               from features to a converged mixture, against scikit-learn: `benchmarks.tiles`
     scale               from 10^5 rows to 10^8 in 2 GB of memory, 13 GB of disk: `benchmarks.scale`
+    extraction          images to a store, against bare forward passes; recomputing: `benchmarks.extraction`
     gpu                 tests, rates and passes of every backend on a CUDA card: `benchmarks.gpu`
 
 Without --out, a whole suite goes to benchmarks/results; a part of one, or "quick", goes nowhere.
@@ -24,15 +25,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu, growth, pairs, scale, tiles
+from benchmarks import extraction, gpu, growth, pairs, scale, tiles
 from benchmarks.cases import FORMULAE, Case, suite
 from benchmarks.timing import copy_bandwidth, matrix_product_rate, short
 from benchmarks.verify import TOLERANCE
 from fastclust import machine
 
 RESULTS = Path(__file__).parent / "results"
-SUITES = ("cpu", "sweep", "growth", "tiles", "scale", "gpu", "quick")
-ON_DATA = ("tiles", "scale")  # suites on real features, whose cases are not those of `benchmarks.cases`
+SUITES = ("cpu", "sweep", "growth", "tiles", "extraction", "scale", "gpu", "quick")
+OF_DATA = ("tiles", "extraction", "scale")  # their cases are their own, on what FASTCLUST_DATA names
 WRONG = ("refused", "failed")
 
 
@@ -51,8 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     if reason is not None:
         print(f"benchmarks.run: {reason}", file=sys.stderr)
         return 2
-    cases = [case for case in suite(options.suite) if options.only in case.name] if options.suite not in ON_DATA else []
-    if not cases and options.suite not in ON_DATA:
+    own = options.suite in OF_DATA
+    cases = [] if own else [case for case in suite(options.suite) if options.only in case.name]
+    if not cases and not own:
         parser.error(f"no case of {options.suite} has {options.only!r} in its name")
     about = describe(options.suite)
     out: Path | None = options.out
@@ -77,7 +79,7 @@ def unable(suite_name: str) -> str | None:
     """Say why a suite cannot run here; None where it can."""
     if suite_name == "gpu" and not torch.cuda.is_available():
         return f"the gpu suite needs a CUDA device, and torch {torch.__version__} sees none"
-    if suite_name in ON_DATA and "FASTCLUST_DATA" not in os.environ:
+    if suite_name in OF_DATA and "FASTCLUST_DATA" not in os.environ:
         return f"the {suite_name} suite needs FASTCLUST_DATA, which names the folder of real weights and images"
     return None
 
@@ -103,6 +105,11 @@ def run_on_cpu(suite_name: str, cases: list[Case]) -> dict[str, Any]:
         records = scale.run()
         about["scale"] = scale.summary(records)
         print(about["scale"])
+    elif suite_name == "extraction":
+        records = []
+        for record in extraction.run():
+            records.append(record)
+            print(extraction.line(record), flush=True)
     else:
         records = []
         for case in cases:

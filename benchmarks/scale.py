@@ -81,7 +81,10 @@ def child(what: str, store: Path, images: int, *more: str, limit: int = LIMIT) -
     words = [sys.executable, "-m", "benchmarks.scale", what, str(store), str(images), str(limit), *more]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    named: dict[str, Any] = {"name": " ".join([what, *(part for part in more if "/" not in part)]), "images": images} | found
+    named: dict[str, Any] = {
+        "name": " ".join([what, *(part for part in more if "/" not in part)]),
+        "images": images,
+    } | found
     print(line(named), flush=True)
     return named
 

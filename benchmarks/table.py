@@ -163,6 +163,42 @@ def _tiles(record: dict[str, Any]) -> str:
     return f"{about}\n\n{_table(['rows', '', 'time', 'passes', 'converged', 'bound, nats a row'], rows)}"
 
 
+def _extraction(record: dict[str, Any]) -> str:
+    """Return extraction beside the bare network, and the rates of reading at which stores beat computing again."""
+    first = record["cases"][0]
+    about = (
+        f"From images to a store: {first['images']} photographs, {first['size']} pixels, batches of "
+        f"{first['batch_size']}, {first['dtype']}, against the network's forward passes alone on inputs that are "
+        "decoded before, with nothing kept. The aim is a stream of at most "
+        f"{_all({case['aim'] for case in record['cases'] if 'aim' in case})} times the passes with channels first. "
+        f"{_machine(record)}. {_versions(record)}"
+    )
+    bare = [["model", "layer", "forward alone, an image", "channels last", "extraction", "ratio", "with start", "MB/s"]]
+    again = [["model", "layer", "recomputed, an image", "images kept", "stored", "crossover", "store reads"]]
+    for case in record["cases"]:
+        cells = [case["model"], case["layer"]]
+        if "refused" in case:
+            (bare if case["kind"] == "bare" else again).append([*cells, "not timed: wrong", *[""] * 4])
+            continue
+        times = {name: _time(value["median"]) for name, value in case["seconds_per_image"].items()}
+        if case["kind"] == "bare":
+            ratios = [_ratio(case["ratio"][f"{name}_over_bare"]) for name in ("stream", "total")]
+            rate = f"{case['rates']['megabytes_per_second']:.0f}"
+            bare.append([*cells, times["bare"], times["bare_channels_last"], times["stream"], *ratios, rate])
+        else:
+            crossover = case["crossover_megabytes_per_second"]
+            cells += [times["with_decoding"], times["images_kept"], f"{case['bytes_per_image'] / 1e6:.3g} MB"]
+            cells.append(f"{crossover['with_decoding']:.0f} ({crossover['images_kept']:.0f}) MB/s")
+            reads = (f"{value['median']:.0f} {name}" for name, value in case["store_megabytes_per_second"].items())
+            again.append([*cells, f"{', '.join(reads)} MB/s"])
+    text = f"{about}\n\n{_table(bare[0], bare[1:])}\n\nA layer that is computed on every pass (`--no-store`), and "
+    return f"{text}the rate of reading above which a float16 store beats that:\n\n{_table(again[0], again[1:])}"
+
+
+def _ratio(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+
 def _gpu(record: dict[str, Any]) -> str:
     """Return what a card did, case by case, and which backends' tests failed."""
     card, first = record["card"] or {}, record["cases"][0]
@@ -194,6 +230,7 @@ def _gpu(record: dict[str, Any]) -> str:
 
 RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {  # in the order of the README
     "tiles": _tiles,
+    "extraction": _extraction,
     "growth": _growth,
     "cpu": _pairs,
     "sweep": _pairs,

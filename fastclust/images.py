@@ -1,28 +1,14 @@
-"""Image files: finding, naming and labelling them, and reading them as what a network sees, before normalisation.
-
-A transform is a dictionary of what JSON can hold: resize (the shorter side) and crop (a square) in pixels, or null for
-both where images keep their size; interpolation and antialias of the resizing; mean and std of the normalisation.
-"""
+"""Image files: finding, naming and labelling them."""
 
 import csv
 import os
 import unicodedata
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torchvision.transforms.functional as functional
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from torchvision.transforms import InterpolationMode
 
 SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"])
 NAME_BYTES = 120
 RESERVED = frozenset(["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))])
-# What Pillow raises on files that are not images, or are broken ones.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def find_images(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -92,43 +78,6 @@ def read_labels(paths: Sequence[Path], labels: str | Path | None) -> list[tuple[
         some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise ValueError(f"{labels} has no row for {len(missing)} of {len(paths)} images: {some}")
     return found
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Read (height, width) in pixels as it is shown, EXIF orientation applied, from the header. Raises UNREADABLE."""
-    with _open(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
-
-
-def read_image(path: str | Path, transform: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Read an image as RGB, upright, resized and cropped: (H, W, 3) uint8; alpha is dropped. Raises UNREADABLE."""
-    with _open(path) as image:
-        upright = _to_rgb(ImageOps.exif_transpose(image))
-    if transform["resize"] is not None:
-        mode = InterpolationMode(transform["interpolation"])
-        upright = functional.resize(upright, [transform["resize"]], mode, antialias=transform["antialias"])
-        upright = functional.center_crop(upright, [transform["crop"]])
-    return np.array(upright)
-
-
-def _open(path: str | Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error at twice that size remains
-        return Image.open(path)
-
-
-def _to_rgb(image: Any) -> Any:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"32-bit values from {values.min()} to {values.max()}: expected 8 or 16 bits a channel")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point values have no stated range: expected 8 or 16 bits a channel")
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def _search(folder: Path) -> list[Path]:

@@ -6,13 +6,13 @@ In any model the number n means the n-th weight layer (Conv2d or Linear, in the 
 convolution of a shortcut counts where it runs), after the activation that directly follows it or its batch norm; where
 none follows, the weight layer itself. Weights inside an attention node are not counted.
 
-Several activations work in place. A layer's values are copied as they arise, before a later node can overwrite them.
+Several activations work in place. A layer's values are handed on as they arise, before a later node can overwrite them.
 """
 
 import copy
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -72,7 +72,7 @@ class Network:
         if (height, width) not in self._shapes:
             try:
                 with torch.inference_mode():
-                    values = self._outline(torch.empty(BATCH, 3, height, width, device="meta"))
+                    values = self._outline(torch.empty(BATCH, 3, height, width, device="meta"), _as_it_is)
             except (RuntimeError, ValueError, AssertionError) as error:
                 why = str(error).strip().split("\n")[0]
                 raise ValueError(f"{self.model} cannot take {height} x {width} pixels: {why}") from error
@@ -88,14 +88,19 @@ class Network:
         return self._shapes[height, width]
 
     def load(self, state: dict[str, Tensor], source: str, device: torch.device) -> None:
-        """Take weights, once (see load_weights for what raises), and move to a device."""
+        """Take weights, once (see load_weights for what raises), and move to a device, channels last in memory."""
         load_weights(self._module, state, self.needed, source, self.model)
-        self._runner = fx.GraphModule(self._module, self._pruned).eval().to(device)
+        self._runner = fx.GraphModule(self._module, self._pruned).eval()
+        self._runner.to(device).to(memory_format=torch.channels_last)
         del self._module  # with the weights of the layers that are not needed
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised (n, 3, H, W) float32 images to each layer's values: (n, h, w, c) or (n, c), contiguous copies."""
-        values: dict[str, Tensor] = self._runner(images)
+    def __call__(self, images: Tensor, keep: Callable[[str, Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """Compute the layers of normalised (n, 3, H, W) float32 images: by name what `keep` returns of them.
+
+        keep: called with a layer's name and values, a view (n, h, w, c) or (n, c), as they arise; what it returns must
+        not be that view where a later node works in place. Without it: contiguous copies.
+        """
+        values: dict[str, Tensor] = self._runner(images, _copy if keep is None else keep)
         return values
 
 
@@ -212,15 +217,18 @@ class _Graph:
         return names
 
     def prune(self, wanted: dict[str, str]) -> fx.Graph:
-        """Keep what the wanted nodes need, a copy of its values after each; the output is a dict by layer name."""
+        """Keep what the wanted nodes need, and hand their values to the second input; the output is a dict by layer."""
         last = max(list(self.graph.nodes).index(self.nodes[name]) for name in wanted.values())
         for node in reversed(list(self.graph.nodes)[last + 1 :]):
             self.graph.erase_node(node)
+        images = next(node for node in self.graph.nodes if node.op == "placeholder")
+        with self.graph.inserting_after(images):
+            keep = self.graph.placeholder("keep")
         kept = {}
         for layer, name in wanted.items():
             node = self.nodes[name]
-            with self.graph.inserting_after(node):
-                kept[layer] = self.graph.call_function(_rows, (node, self.layouts[node] == LAST))
+            with self.graph.inserting_after(keep if node is images else node):
+                kept[layer] = self.graph.call_function(_hand_on, (keep, layer, node, self.layouts[node] == LAST))
         self.graph.output(kept)
         self.graph.owning_module = fx.GraphModule(self.root, self.graph)
         self.graph.eliminate_dead_code()
@@ -279,11 +287,17 @@ class _ShapePass(fx.Interpreter):
         return value
 
 
-def _rows(value: Tensor, channels_last: bool) -> Tensor:
-    """A copy with the channels last: (n, c, h, w) -> (n, h, w, c)."""
-    if value.ndim == 4 and not channels_last:
-        value = value.permute(0, 2, 3, 1)
+def _hand_on(keep: Callable[[str, Tensor], Tensor], layer: str, value: Tensor, channels_last: bool) -> Tensor:
+    """Hand on a layer's values with the channels last: (n, c, h, w) as a view (n, h, w, c)."""
+    return keep(layer, value if value.ndim != 4 or channels_last else value.permute(0, 2, 3, 1))
+
+
+def _copy(layer: str, value: Tensor) -> Tensor:
     return value.clone(memory_format=torch.contiguous_format)
+
+
+def _as_it_is(layer: str, value: Tensor) -> Tensor:
+    return value
 
 
 def _vgg_names(modules: dict[str, nn.Module]) -> dict[str, str]:

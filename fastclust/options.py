@@ -112,6 +112,9 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.
 LabelsFile = Annotated[
     Path | None, typer.Option(help="CSV of path,label[,group]; without it a label is the name of the image's folder.")
 ]
+NoStore = Annotated[
+    bool, typer.Option("--no-store", help="Store no features: compute them from the images again on every pass.")
+]
 Rows = Annotated[
     int | None,
     typer.Option(min=1, help="Fit to so many rows, drawn evenly over the images under the seed [default: all]."),
@@ -139,6 +142,12 @@ Seed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the start, and of 
 StartSeed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the start.")]
 WeightsSeed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Of random weights.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Processes that decode images; 0: threads [default: threads, and with a GPU a process a core]."
+    ),
+]
 Backend = Annotated[str, typer.Option(help="auto, or one that `fastclust doctor` lists.")]
 Products = Annotated[
     Precision,
@@ -164,6 +173,7 @@ def extraction(
     labels: Path | None,
     seed: int,
     device: str,
+    workers: int | None,
 ) -> dict[str, Any]:
     """Return what `fastclust.extract.extract` takes."""
     return {
@@ -175,6 +185,7 @@ def extraction(
         "labels": labels,
         "seed": seed,
         "device": device,
+        "workers": workers,
     }
 
 

@@ -7,15 +7,18 @@ A run leaves
     DIR/LAYER/labels/IMAGE.png ...      the label images (`fastclust.labels`)
     DIR/montage.png                     inputs, and a column a layer
     DIR/summary.json                    what was done, with what, how long it took
+
+Without a store the features are computed from the images on every pass (`fastclust.live`), and all else is the same.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ from fastclust.labels import (
     remove_labels,
     source_of,
 )
+from fastclust.live import LiveStore, open_live
 from fastclust.store import LayerRecord, Store, open_store
 
 FEATURE_RANGE = (0.0, 10.0)
@@ -130,32 +134,42 @@ def run(
     mixture: dict[str, Any],
     resume: bool = False,
     overwrite: bool = False,
+    no_store: bool = False,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Do it all, and return the summary that is written to out/summary.json.
 
     images: files and folders; what lies below `out` is none of them. layers: names. extraction: of
     `fastclust.extract.extract`; mixture: of DPGMM. resume: go on with out/features.h5, and fit and label again.
-    overwrite: replace what an earlier run left.
-    Raises FileExistsError where an earlier run's results are in the way, and what the steps raise; nothing that is
-    there is changed before all input is found good.
+    overwrite: replace what an earlier run left. no_store: compute features on every pass, and store none.
+    Raises ValueError for `resume` with `no_store`, FileExistsError where an earlier run's results are in the way, and
+    what the steps raise; nothing that is there is changed before all input is found good.
     """
     began = time.perf_counter()
+    if resume and no_store:
+        raise ValueError("--resume goes on with a store, and --no-store keeps none: give one of them")
     check_mixture(mixture)
     found = _outside(find_images(images), out)
     _check_free(out, layers, resume or overwrite)
-    before = _layers_of(out / "features.h5")
-    done = _extract(found, out, layers, extraction, mixture, resume, overwrite, progress)
-    store = open_store(out / "features.h5")
-    for layer in before:
-        _remove_results(out / layer)
-    labelled, per_layer, seconds = [], {}, {"extract": done.seconds["total"]}
-    for layer in layers:
-        model, fitting = fit_layer([store], layer, mixture, progress)
-        (out / layer).mkdir(exist_ok=True)
-        model.save(out / layer / "model.h5")
-        labelled.append(label_layer(store, layer, model, out / layer, progress))
-        per_layer[layer] = report.summarise_layer(labelled[-1], fitting)
+    before = _layers_of(out)
+    with ExitStack() as opened:
+        store: Store
+        if no_store:
+            store = opened.enter_context(_open_live(found, out, layers, extraction, mixture, progress))
+            done = store.report
+        else:
+            done = _extract(found, out, layers, extraction, mixture, resume, overwrite, progress)
+            store = open_store(out / "features.h5")
+        seconds = {"extract": done.seconds["total"]}
+        for layer in before:
+            _remove_results(out / layer)
+        labelled, per_layer = [], {}
+        for layer in layers:
+            model, fitting = fit_layer([store], layer, mixture, progress)
+            (out / layer).mkdir(exist_ok=True)
+            model.save(out / layer / "model.h5")
+            labelled.append(label_layer(store, layer, model, out / layer, progress))
+            per_layer[layer] = report.summarise_layer(labelled[-1], fitting)
     drawing = time.perf_counter()
     progress("montage", 0, 1, "")
     report.draw_montage(store, labelled, out / "montage.png")
@@ -164,7 +178,7 @@ def run(
     seconds["label"] = sum(layer["seconds"]["label"] for layer in per_layer.values())
     seconds["montage"] = time.perf_counter() - drawing
     seconds["total"] = time.perf_counter() - began
-    summary = report.summarise(store, done, labelled, per_layer, seconds)
+    summary = report.summarise(store, done, labelled, per_layer, seconds, stored=not no_store)
     write_json(out / "summary.json", summary)
     return summary
 
@@ -181,17 +195,9 @@ def _extract(
 ) -> ExtractReport:
     """Extract to out/features.h5; the montage and the summary of an earlier run go as soon as they are untrue."""
 
-    def check(planned: Sequence[LayerRecord]) -> None:
-        for record in planned:
-            _check_rows(record, record.n_rows, mixture["n_components"])
-
-    def forget() -> None:
-        for name in ("summary.json", "montage.png"):
-            (out / name).unlink(missing_ok=True)
-
-    def advance(images_done: int, total: int) -> None:
-        forget()
-        progress("extract", images_done, total, "images")
+    def advance(images_done: int, total: int, rate: str) -> None:
+        _forget(out, "summary.json", "montage.png")
+        progress("extract", images_done, total, rate)
 
     progress("extract", 0, None, "images")
     with _new_folder(out):
@@ -202,11 +208,48 @@ def _extract(
             resume=resume,
             overwrite=overwrite,
             progress=advance,
-            check=check,
+            check=_check_layers(mixture),
             **extraction,
         )
-    forget()
+    _forget(out, "summary.json", "montage.png")
     return done
+
+
+def _open_live(
+    images: Sequence[Path],
+    out: Path,
+    layers: Sequence[str],
+    extraction: dict[str, Any],
+    mixture: dict[str, Any],
+    progress: Progress,
+) -> LiveStore:
+    """Open what computes features when they are asked for; a store of an earlier run goes."""
+    progress("read", 0, None, "images")
+    with _new_folder(out):
+        live = open_live(
+            images,
+            layers=layers,
+            progress=lambda done, total, remark: progress("read", done, total, remark),
+            check=_check_layers(mixture),
+            **extraction,
+        )
+    _forget(out, "summary.json", "montage.png", "features.h5")
+    return live
+
+
+def _check_layers(mixture: dict[str, Any]) -> Callable[[Sequence[LayerRecord]], None]:
+    """Return what refuses layers with too few rows for the mixture."""
+
+    def check(planned: Sequence[LayerRecord]) -> None:
+        for record in planned:
+            _check_rows(record, record.n_rows, mixture["n_components"])
+
+    return check
+
+
+def _forget(out: Path, *names: str) -> None:
+    for name in names:
+        (out / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -255,12 +298,14 @@ def _check_rows(record: LayerRecord, n_rows: int, n_components: int) -> None:
         )
 
 
-def _layers_of(store: Path) -> list[str]:
-    """The layers of an earlier run's store, where that can be read; results of damaged ones stay."""
+def _layers_of(out: Path) -> list[str]:
+    """The layers of an earlier run, by its store or its summary, where one can be read; results of others stay."""
+    names: list[str] = []
     try:
-        names = list(open_store(store).layers)
+        names = list(open_store(out / "features.h5").layers)
     except (OSError, ValueError):
-        return []
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            names = list(json.loads((out / "summary.json").read_text(encoding="utf-8"))["layers"])
     return [name for name in names if Path(name).name == name and name != ".."]
 
 

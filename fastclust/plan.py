@@ -1,6 +1,9 @@
 """What an extraction will do, checked before it does any of it: options, device, weights, transform, images, shapes."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +12,87 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from fastclust.images import UNREADABLE, image_size
+from fastclust.forward import Forward, arithmetic
+from fastclust.images import find_images, read_labels, safe_names
 from fastclust.networks import Network, random_state
+from fastclust.reader import UNREADABLE, image_size, one_line
 from fastclust.store import LEFT_OUT, PENDING, ImageRecord, LayerRecord, Store
 from fastclust.weights import file_sha256, pretrained_file, read_weights
 
 # What two extractions must share for one to continue the other.
-IDENTITY = ("model", "weights", "weights_sha256", "seed", "layers", "size", "transform", "dtype", "batch_size")
+IDENTITY = (
+    "model",
+    "weights",
+    "weights_sha256",
+    "seed",
+    "layers",
+    "size",
+    "transform",
+    "dtype",
+    "batch_size",
+    "arithmetic",
+)
 
 
-def check_options(
-    path: Path, layers: Sequence[str], size: int | str, dtype: str, batch_size: int, resume: bool, overwrite: bool
-) -> None:
-    """Refuse options that contradict each other or mean nothing. Raises ValueError, OSError."""
+@dataclass
+class Plan:
+    """An extraction whose input is found good, but for the images: none has been opened."""
+
+    network: Network
+    device: torch.device
+    provenance: dict[str, Any]
+    records: list[ImageRecord]  # of all images, sizes unknown
+    state: dict[str, Tensor]  # the weights
+
+    def load(self, network: Network | None = None) -> Forward:
+        """Load the weights into the network, once, or into another. Raises ValueError where they do not fit."""
+        about, network = self.provenance, network or self.network
+        network.load(self.state, about["weights_source"], self.device)
+        return Forward(network, about["transform"], about["dtype"], self.device)
+
+
+def make_plan(
+    images: Sequence[str | Path],
+    model: str,
+    layers: Sequence[str],
+    weights: str | Path,
+    size: int | str,
+    dtype: str,
+    batch_size: int,
+    labels: str | Path | None,
+    device: str,
+    seed: int,
+) -> Plan:
+    """Find images, network, device and weights. Parameters, and what is raised, as of `fastclust.extract.extract`."""
+    check_features(layers, size, dtype, batch_size)
+    found = find_images(images)
+    network = Network(model, layers, network_size(size))
+    where = open_device(device)
+    state, source, weights_sha256 = open_weights(model, weights, seed, size)
+    provenance = {
+        "model": model,
+        "weights": str(weights) if weights in ("pretrained", "random") else "file",
+        "weights_source": source,
+        "weights_sha256": weights_sha256,
+        "seed": seed,
+        "layers": list(layers),
+        "size": size,
+        "transform": make_transform(model, size),
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "arithmetic": arithmetic(where, dtype),
+        "device": where.type,
+        "versions": {name: version(name) for name in ("fastclust", "torch", "torchvision", "pillow", "h5py", "numpy")},
+    }
+    records = [
+        ImageRecord(os.path.abspath(image), name, label, group, (0, 0), (0, 0))  # noqa: PTH100
+        for image, name, (label, group) in zip(found, safe_names(found), read_labels(found, labels), strict=True)
+    ]
+    return Plan(network, where, provenance, records, state)
+
+
+def check_file(path: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse a store that cannot be written. Raises ValueError, OSError."""
     if resume and overwrite:
         raise ValueError("--resume continues a store, --overwrite replaces it: give one of them")
     if path.is_dir():
@@ -30,6 +101,10 @@ def check_options(
         raise FileExistsError(f"{path} exists: --resume continues it, --overwrite replaces it; or name another file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder: create it first")
+
+
+def check_features(layers: Sequence[str], size: int | str, dtype: str, batch_size: int) -> None:
+    """Refuse options that mean nothing. Raises ValueError."""
     if isinstance(layers, str) or not layers:
         raise ValueError(f"expected a list of at least one layer, got {layers!r}")
     if size != "full" and not (isinstance(size, int) and size >= 1):
@@ -130,8 +205,3 @@ def check_same(store: Store, provenance: dict[str, Any], records: list[ImageReco
         other = next((pair for pair in zip(before, now, strict=False) if pair[0] != pair[1]), None)
         what = f"{other[0]} is now {other[1]}" if other else f"{len(before)} images are now {len(now)}"
         raise ValueError(f"{store.path} cannot be resumed: its images or labels differ: {what}")
-
-
-def one_line(error: BaseException, path: str) -> str:
-    """Say in one line why a file cannot be used."""
-    return str(error).replace(f"'{path}'", "it").strip().split("\n")[0] or type(error).__name__

@@ -66,8 +66,13 @@ def summarise(
     layers: Sequence[Labels],
     per_layer: dict[str, Any],
     seconds: dict[str, float],
+    stored: bool,
 ) -> dict[str, Any]:
-    """Return what summary.json holds."""
+    """Return what summary.json holds; stored: whether the features are.
+
+    seconds_of_extraction, rates_of_extraction and shares_of_extraction are those of `ExtractReport`; where nothing is
+    stored, of all passes over the images together.
+    """
     provenance, model = store.provenance, layers[0].model
     return {
         "model": provenance["model"],
@@ -77,6 +82,8 @@ def summarise(
         "learned_features": provenance["weights"] != "random",
         "size": provenance["size"],
         "dtype": provenance["dtype"],
+        "arithmetic": provenance["arithmetic"],
+        "stored": stored,
         "seed": model.random_state,
         "mixture": {name: value for name, value in model.get_params().items() if name not in ("device", "backend")},
         "backend": model.backend_,
@@ -86,6 +93,8 @@ def summarise(
         "layers": per_layer,
         "seconds": seconds,
         "seconds_of_extraction": report.seconds,
+        "rates_of_extraction": report.rates,
+        "shares_of_extraction": report.shares,
         "peak_memory_bytes": machine.peak_memory(),
         "machine": machine.describe(),
     }

@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     batches = mmap.mmap(-1, 1)
 
     def start(name: str) -> int:
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int, rate: str) -> None:
             batches[0] += 1
 
         batches[0] = 0

@@ -8,8 +8,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from test_extract import photographs
 
-from benchmarks import data, gpu, growth, pairs, passes, peers, plot, run, table, tiles, timing
+from benchmarks import data, extraction, gpu, growth, pairs, passes, peers, plot, run, table, tiles, timing
 from benchmarks.cases import GPU_BACKENDS, Case, suite
 from fastclust.kernels import torch as plain
 
@@ -172,7 +173,7 @@ def test_every_backend_has_tests_of_its_own_on_a_gpu():
 def test_without_a_gpu_the_gpu_suite_says_so_in_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("FASTCLUST_DATA", raising=False)
-    for name, what in (("gpu", "CUDA"), ("tiles", "FASTCLUST_DATA")):
+    for name, what in (("gpu", "CUDA"), ("tiles", "FASTCLUST_DATA"), ("extraction", "FASTCLUST_DATA")):
         assert run.main(["--suite", name, "--out", str(tmp_path / "no.json")]) == 2
         said = capsys.readouterr()
         assert what in said.err
@@ -254,6 +255,31 @@ def test_pairs_are_timed_on_rows_of_any_dtype(dtype):
     worst = max(record["errors"].values())
     assert worst < (1e-4 if dtype == "float16" else 1e-10), "float64 rows are computed in float64"
     assert record["pass"]["largest_bound_difference_per_row"] < (1e-3 if dtype == "float16" else 1e-8)
+
+
+def test_extraction_is_verified_then_timed_beside_the_network_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "REST", 0)
+    images = [photographs(tmp_path / "images", 9)]
+    bare = extraction.against_bare(images, "squeezenet1_1", "random", "2", 64, repeats=2)
+    again = extraction.recomputed(images, "squeezenet1_1", "random", "2", 64, passes=2)
+    assert (bare["images"], bare["batch_size"], bare["errors"]["features"] < 1e-3) == (9, 8, True)
+    assert set(bare["seconds_per_image"]) == {"bare", "bare_channels_last", "stream", "total"}
+    assert bare["reached"] is (bare["ratio"]["stream_over_bare"]["median"] <= 1.15)
+    assert all(value["min"] > 0 for value in bare["cpu_seconds_per_image"].values())
+    assert again["bytes_per_image"] == 15 * 15 * 16 * 2
+    for name, value in again["seconds_per_image"].items():
+        crossover = again["bytes_per_image"] / value["median"] / 1e6
+        assert again["crossover_megabytes_per_second"][name] == pytest.approx(crossover, rel=1e-2)
+    assert set(again["store_megabytes_per_second"]) == {"cold", "warm"}
+    text = table.render([run.describe("extraction") | {"cases": [bare, again]}])
+    assert "squeezenet1_1 | 2 |" in text and "at most 1.15 times" in text
+    assert extraction.line(bare).startswith("bare-squeezenet1_1-2-64  ms an image: bare ")
+    assert "a store beats it from" in extraction.line(again)
+    monkeypatch.setattr(extraction, "TOLERANCE", 0)
+    wrong = extraction.against_bare(images, "squeezenet1_1", "random", "2", 64, repeats=1)
+    assert "features differ" in wrong["refused"] and "seconds_per_image" not in wrong
+    assert "REFUSED" in extraction.line(wrong)
+    assert "not timed: wrong" in table.render([run.describe("extraction") | {"cases": [bare, wrong]}])
 
 
 def test_tiles_compare_converged_fits_and_refuse_a_lower_bound(monkeypatch):

@@ -468,6 +468,6 @@ def test_help_names_every_command_and_option() -> None:
     names = (
         "model weights layer out size dtype batch-size labels resume overwrite components alpha covariance tol max-iter"
     )
-    for name in (*names.split(), "seed", "device", "backend", "precision"):
+    for name in (*names.split(), "seed", "device", "backend", "precision", "workers", "no-store"):
         assert f" --{name} " in call("run", "--help").out
     assert call("--version").out.startswith("fastclust ")

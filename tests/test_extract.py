@@ -45,7 +45,7 @@ def test_rows_are_the_networks_values_pixel_by_pixel(tmp_path: Path) -> None:
         dtype="float32",
         batch_size=2,
         seed=4,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda done, total, rate: seen.append((done, total)),
     )
     assert (report.done, report.resumed, report.left_out) == (5, 0, [])
     assert seen == [(2, 5), (4, 5), (5, 5)]
@@ -141,7 +141,7 @@ def test_ctrl_c_keeps_what_is_done_and_resuming_gives_the_same_bytes(tmp_path: P
     folder = photographs(tmp_path / "a", 7)
     options: dict[str, Any] = {**SQUEEZE, "dtype": "float32", "batch_size": 2}
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(done: int, total: int, rate: str) -> None:
         if done >= 4:
             raise KeyboardInterrupt
 

@@ -15,14 +15,12 @@ from torchvision import models, transforms
 from fastclust.images import (
     NAME_BYTES,
     RESERVED,
-    UNREADABLE,
     find_images,
-    image_size,
-    read_image,
     read_labels,
     safe_names,
 )
 from fastclust.plan import make_transform
+from fastclust.reader import UNREADABLE, image_size, read_image
 
 FULL: dict[str, Any] = {"resize": None, "crop": None}
 
