@@ -114,6 +114,7 @@ class Blocks:
         """Iterate over blocks (n, D) with their rows' weights (n,), or None."""
         low = 0
         for block in self:
+            self.group.check()
             yield block, None if self.weights is None else self.weights[low : low + len(block)]
             low += len(block)
 

@@ -185,14 +185,24 @@ def extract(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the features of images at one or more layers to a store, for `fit` and `label`."""
+    """Write the features of images at one or more layers to a store, for `fit` and `label`.
+
+    Under torchrun its processes share the images, and write to one store; or each to one of its own, where {rank}
+    stands in --out for the number of the process: `fastclust merge` then makes one of them.
+    """
     from fastclust.describe import check_replaceable
     from fastclust.extract import extract as extract_features
+    from fastclust.extract import find_images
+    from fastclust.group import ALONE, joined_group, ranks, together
     from fastclust.store import FORMAT
 
-    if overwrite:
-        check_replaceable(out, FORMAT)
-    with progress_bars() as progress:
+    with progress_bars() as progress, joined_group(device), together() as group:
+        if "{rank}" in out.name:
+            rank, size_of_group = ranks()
+            images = find_images(images)[rank::size_of_group]
+            out, group = out.with_name(out.name.replace("{rank}", str(rank))), ALONE
+        if overwrite and group.rank == 0:
+            check_replaceable(out, FORMAT)
         progress("extract", 0, None, "images")
         report = extract_features(
             images,
@@ -201,6 +211,7 @@ def extract(
             resume=resume,
             overwrite=overwrite,
             progress=lambda done, total, rate: progress("extract", done, total, rate),
+            group=group,
             **options.extraction(model, weights, size, dtype, batch_size, labels, seed, device, workers),
         )
     rates = report.rates

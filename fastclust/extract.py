@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fastclust.decode import Batches, Decoder, groups
 from fastclust.forward import Buffers, Forward
+from fastclust.group import ALONE, Group
 from fastclust.images import find_images
 from fastclust.networks import LayerInfo, list_layers, list_models
 from fastclust.plan import check_file, check_same, make_plan, plan_images
@@ -83,6 +84,7 @@ def extract(
     workers: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     check: Callable[[Sequence[LayerRecord]], None] | None = None,
+    group: Group = ALONE,
 ) -> ExtractReport:
     """Extract the features of images at layers of a torchvision classification model into a store.
 
@@ -99,6 +101,9 @@ def extract(
     workers     processes that decode images; 0 for threads in this one; None for what suits: see decode
     progress    called with (images finished, images, a remark with the rate in MB/s) each time a batch is in the store
 
+    group       processes that each compute a share of the batches into the one store, which they all can write to; the
+                report's seconds are this one's
+
     Unreadable images, and those too small for the network, are left out: the report and the store say why.
 
     Raises ValueError, FileNotFoundError, FileExistsError, ConnectionError (pretrained weights out of reach) or OSError
@@ -108,11 +113,16 @@ def extract(
     """
     began = time.perf_counter()
     path = Path(out)
-    check_file(path, resume, overwrite)
+    if group.rank == 0:
+        check_file(path, resume, overwrite)
     plan = make_plan(images, model, layers, weights, size, dtype, batch_size, labels, device, seed)
     network, provenance, records = plan.network, plan.provenance, plan.records
     decoder = Decoder(provenance["transform"], workers, plan.device)
-    if resume and path.exists():
+    if group.rank > 0:
+        forward = plan.load()
+        group.wait()
+        writer = StoreWriter(path, alone=False)
+    elif resume and path.exists():
         before = open_store(path, cut_short=True)
         check_same(before, provenance, records)
         planned = list(before.layers.values())
@@ -130,14 +140,19 @@ def extract(
     del plan.state
     report = ExtractReport()
     with writer, decoder:
-        _reserve(path)
-        _run(writer, decoder, forward, report, progress)
+        if group.rank == 0:
+            _reserve(path)
+            group.wait()
+        group.wait()  # all have seen what is pending before any changes it
+        _run(writer, decoder, forward, report, progress, group)
+    group.wait()
     finished = open_store(path)
     report.done = len(finished.finished)
     report.left_out = [(image.path, image.reason) for image in finished.images if image.state == LEFT_OUT]
     report.seconds["total"] = time.perf_counter() - began
+    group.wait()  # all have read it
     if report.done == 0:
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise ValueError(
             f"none of the {len(records)} images could be used; {report.left_out[0][0]}: {report.left_out[0][1]}"
         )
@@ -169,16 +184,18 @@ def _run(
     forward: Forward,
     report: ExtractReport,
     progress: Callable[[int, int, str], None] | None,
+    group: Group,
 ) -> None:
-    """Decode, compute and write every batch that has an image pending."""
+    """Decode, compute and write every batch that has an image pending; of a group's this process's share."""
     store, seconds = writer.store, report.seconds
     states = [image.state for image in store.images]
     report.resumed = states.count(DONE)
     pending = [
-        [index for index in group if states[index] != LEFT_OUT]
-        for group in groups(store.images, store.provenance["batch_size"])
-        if any(states[index] == PENDING for index in group)
+        [index for index in batch if states[index] != LEFT_OUT]
+        for batch in groups(store.images, store.provenance["batch_size"])
+        if any(states[index] == PENDING for index in batch)
     ]
+    pending = pending[len(pending) * group.rank // group.size : len(pending) * (group.rank + 1) // group.size]
     batches = Batches(decoder, store.images, pending, wrap=False)
     buffers = [Buffers(torch.device("cpu"), pinned=forward.device.type == "cuda") for _ in range(2)]
     writing: Future[float] | None = None
@@ -206,6 +223,7 @@ def _run(
                     found = forward(list(images.values()), buffers[number % 2])
                     values = {name: value.numpy() for name, value in found.items()}
             settle()
+            group.check()
             missing = [index for index in members if states[index] == PENDING]
             rows = {
                 index: {name: value[place] for name, value in values.items()}

@@ -80,6 +80,9 @@ class Group:
         """Return what process 0 gives."""
         return self.objects(value if self.rank == 0 else None)[0]  # type: ignore[return-value]
 
+    def check(self) -> None:
+        """Raise RuntimeError where another process has died or failed: for long work in which nothing is waited for."""
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         self.numbers(0)
@@ -127,6 +130,10 @@ class _Processes(Group):
                 raise
             self._watch.blame(error)
         return [part.to(tensor.device) for part in found]
+
+    def check(self) -> None:
+        if self._watch is not None:
+            self._watch.check()
 
     def leave(self, error: BaseException | None) -> None:
         """Stop giving signs of life; tell the others what went wrong here, if anything did."""

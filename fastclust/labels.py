@@ -105,6 +105,7 @@ def label_layer(
 
     progress(f"label {layer}", 0, len(store.finished), "")
     for place in places:
+        group.check()
         index = store.finished[place]
         paths = [out / folder / f"{store.images[index].name}.png" for folder in ("labels", "enlarged")]
         before = _written(paths) if resume and record.kind == "conv" and len(colours) <= 256 else None

@@ -72,15 +72,17 @@ def check_new(
 class StoreWriter:
     """Open a store for writing: alone (Raises OSError where another process writes to it), and only what is pending.
 
-    A context manager. Rows count once `commit` or `close` has marked their image done. Raises OSError also where the
-    file or its disk is read-only.
+    alone: False for one of several processes that write different images of the store, of which the first keeps others
+    out. A context manager. Rows count once `commit` or `close` has marked their image done. Raises OSError also where
+    the file or its disk is read-only.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, alone: bool = True) -> None:
         self.path = existing_file(path)
         self._file = open_to_write(self.path)
         try:
-            lock(self._file.fileno(), self.path)
+            if alone:
+                lock(self._file.fileno(), self.path)
             self.store = open_store(self.path)
         except BaseException:
             self._file.close()

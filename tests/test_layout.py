@@ -88,7 +88,7 @@ MAY_IMPORT = {
     "rows": {"blocks", "kernels", "pieces", "summary"},
     "staging": {"kernels"},
     "summary": {"blocks", "kernels"},
-    "extract": {"decode", "forward", "images", "networks", "plan", "reader", "repair", "store", "writer"},
+    "extract": {"group", "decode", "forward", "images", "networks", "plan", "reader", "repair", "store", "writer"},
     "plan": {"forward", "images", "networks", "reader", "store", "weights"},
     "decode": {"reader", "store"},
     "forward": {"networks"},

@@ -149,6 +149,26 @@ def test_two_processes_fit_and_label_what_one_does(store: Path, tmp_path: Path) 
     assert len(list((tmp_path / "two" / "labels").glob("*.png"))) == 10
 
 
+def test_two_processes_extract_what_one_does_into_one_store_or_two(store: Path, tmp_path: Path) -> None:
+    words = ("extract", store.parent / "images", *NETWORK, "--layer", "1", "--layer", "3", "--batch-size", 2, "--out")
+    one = command(*words, tmp_path / "one.h5", OMP_NUM_THREADS="1")
+    two = command(*words, tmp_path / "two.h5", torchrun=2, OMP_NUM_THREADS="1")
+    each = command(*words, tmp_path / "own-{rank}.h5", torchrun=2, OMP_NUM_THREADS="1")
+    for process in (one, two, each):
+        status, out, err = ended(process)
+        assert status == 0, err
+        assert out.count("images, 1, 3, in") == 1
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
+    merged = call("merge", tmp_path / "own-0.h5", tmp_path / "own-1.h5", "--out", tmp_path / "merged.h5")
+    assert merged.status == 0, merged.err
+    expected, found = open_store(tmp_path / "one.h5"), open_store(tmp_path / "merged.h5")
+    place = {image.path: index for index, image in enumerate(found.images)}
+    for index, image in enumerate(expected.images):
+        for layer in ("1", "3"):
+            rows = found.image_rows(layer, place[image.path])
+            np.testing.assert_allclose(rows, expected.image_rows(layer, index), rtol=2e-3, atol=1e-4)
+
+
 def test_a_process_that_is_killed_ends_the_others_and_a_restart_goes_on(store: Path, tmp_path: Path) -> None:
     fit = ("fit", store, *MIXTURE[:2], "--max-iter", 300, "--tol", 0, "--every", "0s")
 
