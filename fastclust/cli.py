@@ -193,7 +193,8 @@ def extract(
     from fastclust.describe import check_replaceable
     from fastclust.extract import extract as extract_features
     from fastclust.extract import find_images
-    from fastclust.group import ALONE, joined_group, ranks, together
+    from fastclust.group import ALONE, ranks, together
+    from fastclust.launch import joined_group
     from fastclust.store import FORMAT
 
     with progress_bars() as progress, joined_group(device), together() as group:
@@ -251,7 +252,8 @@ def fit(
     from fastclust.checkpoint import FORMAT as CHECKPOINT
     from fastclust.checkpoint import Checkpoint
     from fastclust.describe import check_replaceable
-    from fastclust.group import joined_group, ranks
+    from fastclust.group import ranks
+    from fastclust.launch import joined_group
     from fastclust.model_file import FORMAT
     from fastclust.pipeline import check_mixture, fit_layer
     from fastclust.store import open_store
@@ -298,8 +300,9 @@ def label(
     Pixel values of labels/IMAGE.png are the clusters' numbers (where there are at most 256 of them); enlarged/IMAGE.png
     is the same at the size of the network's input. Under torchrun the images are shared by its processes.
     """
-    from fastclust.group import joined_group, together
+    from fastclust.group import together
     from fastclust.labels import label_layer
+    from fastclust.launch import joined_group
     from fastclust.pipeline import check_device
     from fastclust.saved import load
     from fastclust.store import open_store

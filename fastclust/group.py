@@ -222,36 +222,6 @@ def ranks() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def launched() -> tuple[int, int] | None:
-    """Return the rank and the number of processes where torchrun, or what sets the same variables, started this one."""
-    found = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
-    return (int(found[0]), int(found[1])) if all(found) and int(found[1]) > 1 else None
-
-
-@contextmanager
-def joined_group(device: str) -> Iterator[None]:
-    """Join the group of processes that this one was launched with, where it was, and leave it at the end.
-
-    device: "auto", or where to compute: sums go through NCCL where that is CUDA, each process on a device of its own,
-    and else through gloo. torchrun sets OMP_NUM_THREADS=1 unless told otherwise; here each of a machine's processes
-    then takes its share of the cores.
-    """
-    if launched() is None:
-        yield
-        return
-    local, here = (int(os.environ.get(name, one)) for name, one in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")))
-    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if cuda:
-        torch.cuda.set_device(local % torch.cuda.device_count())
-    if os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-    distributed.init_process_group("nccl" if cuda else "gloo", timeout=LONGEST)
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
-
-
 @contextmanager
 def together() -> Iterator[Group]:
     """Yield the group of processes that torch.distributed has initialised, or this process alone.

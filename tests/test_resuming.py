@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(*words: object, torchrun: int = 0, restarts: int = 0, **environment: str) -> subprocess.Popen:
     """Start a command in a process of its own, or in several that torchrun starts."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", torchrun, "--max-restarts", restarts]
-    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "fastclust"]
+    launcher += ["--standalone", "-m", "fastclust"]
     return subprocess.Popen(
         [sys.executable, *map(str, launcher if torchrun else ["-m", "fastclust"]), *map(str, words)],
         env=ENVIRONMENT | environment,
