@@ -16,6 +16,7 @@ import torch
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 from fastclust.kernels import Coefficients, CovarianceType, Statistics
+from fastclust.kernels.threads import over_parts
 from fastclust.rows import Rows
 
 log = logging.getLogger("fastclust")
@@ -24,6 +25,7 @@ SEED_ROWS = 20_000  # rows that k-means++ chooses from, or 20 a component
 KMEANS_ROWS = 200_000  # rows that k-means runs on
 KMEANS_PASSES = 30
 KMEANS_TOL = 1e-4  # of the mean variance of a column: scikit-learn's KMeans stops there too
+SORTED = 2048  # rows that are sorted by label at a time: they are read again from the second-level cache
 CHUNK = 1 << 14  # rows whose responsibilities are held at a time
 
 
@@ -183,7 +185,48 @@ def _hard(
     zeros = torch.zeros(len(centres), dtype=torch.float64, device=centres.device)
     nearest = Coefficients("spherical", zeros, centres, zeros + scale)
     labels, _ = rows.backend.assign(part, nearest, rows.frame, rows.dtype, rows.block_rows)
+    if part.device.type == "cpu" and kind != "full":
+        return _moments_by_label(rows, part, labels, w, len(centres), kind)
     return _moments(rows, part, _one_hot(labels, len(centres)), w, centres, kind)
+
+
+def _moments_by_label(
+    rows: Rows,
+    part: torch.Tensor,
+    labels: torch.Tensor,
+    w: torch.Tensor | None,
+    n_components: int,
+    kind: CovarianceType,
+) -> Statistics:
+    """Return what `_moments` returns for rows that belong to a component whole: sums over rows sorted by label.
+
+    Measured: a sixth of the time of products with the responsibilities, nearly all of which are zero.
+    """
+
+    def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        sums = np.zeros((2, n_components, part.shape[1]))  # of y and of its square
+        nk = np.zeros(n_components)
+        room = torch.empty(min(SORTED, stop - start), part.shape[1], dtype=torch.float64)
+        for low in range(start, stop, SORTED):
+            some = slice(low, min(low + SORTED, stop))
+            label = labels[some].numpy()
+            order = np.argsort(label, kind="stable")
+            y = rows.frame.read(part[some], room[: len(order)]).numpy()[order]
+            weight = None if w is None else w[some].numpy()[order]
+            counts = np.bincount(label, minlength=n_components)
+            there = np.flatnonzero(counts)
+            firsts = np.cumsum(counts)[there] - counts[there]
+            for total, term in zip(sums, (y, None if kind == "tied" else y * y), strict=True):
+                if term is not None:
+                    total[there] += np.add.reduceat(term if weight is None else term * weight[:, None], firsts, axis=0)
+            nk += counts if weight is None else np.bincount(label[order], weight, minlength=n_components)
+        return nk, sums
+
+    found = over_parts(len(part), part.device, work)
+    nk, (sx, sxx) = (torch.from_numpy(sum(each[1:], each[0])) for each in zip(*found, strict=True))
+    squares = {"diag": sxx, "spherical": sxx.sum(1), "tied": None}[kind]
+    zero = torch.zeros((), dtype=torch.float64)
+    return Statistics(nk, sx, squares, zero, zero, torch.zeros_like(sx))
 
 
 def _one_hot(labels: torch.Tensor, n_components: int) -> torch.Tensor:

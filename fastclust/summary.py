@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial, reduce
-from operator import add
+from functools import partial
 
 import torch
 
@@ -67,8 +66,11 @@ def summarise(blocks: Blocks, *, outer: bool) -> Summary:
 
 
 def _total(summaries: Iterable[Summary]) -> Summary | None:
-    found = list(summaries)
-    return reduce(add, found) if found else None
+    """Return the sum of summaries, of which two are in memory at a time: each of many would keep much around it."""
+    found: Summary | None = None
+    for summary in summaries:
+        found = summary if found is None else found + summary
+    return found
 
 
 def _summaries(blocks: Blocks, outer: bool) -> Iterator[Summary | None]:
