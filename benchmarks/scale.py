@@ -3,7 +3,7 @@
 The rows are relu1_2 of VGG-19, 224 x 224 pixels and 64 channels in float16, in one store that this module writes: each
 "image" is a real one's features with noise of its own, and its zeros where they were. Each step runs in a process of
 its own, whose private memory (RLIMIT_DATA) is limited; its peak is the largest resident set, the pages of the store
-that are mapped at the time among it. The store is in the system's cache, or as much of it as there is room for.
+that are mapped at the time among it. Set TMPDIR to a folder in memory (13 GB) to have the store in the system's cache.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def run(scratch: Path | None = None) -> list[dict[str, Any]]:
     """Return the records: passes over more and more rows, then fits to all and to a part of them, and labels."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         store = Path(folder) / "features.h5"
-        write(store, max(IMAGES))
-        records = [child("passes", store, images) for images in IMAGES]
+        write(store, WHOLE)
+        records = [child("passes", store, images) for images in IMAGES if images <= WHOLE]
         records.append(child("passes", store, WHOLE, "in memory", limit=0))
         for rows in (0, SAMPLE):
             model = Path(folder) / f"{rows}.h5"
@@ -49,11 +49,14 @@ def run(scratch: Path | None = None) -> list[dict[str, Any]]:
             records[-1] |= {"score": child("score", store, WHOLE, str(model))["score"]}
             print(line(records[-1]), flush=True)
         records.append(child("label", store, WHOLE, str(Path(folder) / "0.h5"), str(Path(folder) / "labelled")))
+        write(store, max(IMAGES))
+        records += [child("passes", store, images) for images in IMAGES if images > WHOLE]
     return records
 
 
 def write(path: Path, images: int) -> None:
     """Write a store of so many images' features."""
+    path.unlink(missing_ok=True)
     random = np.random.default_rng(0)
     real = relu1_2(8 * SIDE * SIDE, WIDTH).reshape(8, SIDE * SIDE, WIDTH)
     noise = random.standard_normal((SIDE * SIDE, WIDTH), dtype=np.float32) * np.float32(NOISE)
