@@ -5,7 +5,7 @@
     cpu, sweep, quick   fastclust against scikit-learn, in pairs on the same rows: `benchmarks.pairs`
     growth              the cost of a row from 10^4 rows to 10^7, ours and the peers': `benchmarks.growth`
     tiles               from features to a converged mixture, against scikit-learn: `benchmarks.tiles`
-    scale               from 10^5 rows to 10^8 in 2 GB of memory, 13 GB of disk: `benchmarks.scale`
+    scale, sample       from 10^5 rows to 10^8 in 2 GB of memory; a fit to all and to a part: `benchmarks.scale`
     extraction          images to a store, against bare forward passes; recomputing: `benchmarks.extraction`
     gpu                 tests, rates and passes of every backend on a CUDA card: `benchmarks.gpu`
 
@@ -32,8 +32,8 @@ from benchmarks.verify import TOLERANCE
 from fastclust import machine
 
 RESULTS = Path(__file__).parent / "results"
-SUITES = ("cpu", "sweep", "growth", "tiles", "extraction", "scale", "gpu", "quick")
-OF_DATA = ("tiles", "extraction", "scale")  # their cases are their own, on what FASTCLUST_DATA names
+SUITES = ("cpu", "sweep", "growth", "tiles", "extraction", "scale", "sample", "gpu", "quick")
+OF_DATA = ("tiles", "extraction", "scale", "sample")  # their cases are their own, on what FASTCLUST_DATA names
 WRONG = ("refused", "failed")
 
 
@@ -102,9 +102,11 @@ def run_on_cpu(suite_name: str, cases: list[Case]) -> dict[str, Any]:
             records.append(tiles.run(dtype))
             print(tiles.line(records[-1]), flush=True)
     elif suite_name == "scale":
-        records = scale.run()
+        records = scale.run_passes()
         about["scale"] = scale.summary(records)
         print(about["scale"])
+    elif suite_name == "sample":
+        records = scale.run_fits()
     elif suite_name == "extraction":
         records = []
         for record in extraction.run():

@@ -36,21 +36,29 @@ NOISE = 0.05  # of a feature, and of the mean
 MIXTURE: dict[str, Any] = {"n_components": 50, "random_state": 0}
 
 
-def run(scratch: Path | None = None) -> list[dict[str, Any]]:
-    """Return the records: passes over more and more rows, then fits to all and to a part of them, and labels."""
+def run_passes(scratch: Path | None = None) -> list[dict[str, Any]]:
+    """Return the records of the suite "scale": passes over more and more rows."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         store = Path(folder) / "features.h5"
         write(store, WHOLE)
         records = [child("passes", store, images) for images in IMAGES if images <= WHOLE]
         records.append(child("passes", store, WHOLE, "in memory", limit=0))
+        write(store, max(IMAGES))
+        return records + [child("passes", store, images) for images in IMAGES if images > WHOLE]
+
+
+def run_fits(scratch: Path | None = None) -> list[dict[str, Any]]:
+    """Return the records of the suite "sample": fits to all rows and to a part of them, and labels of all."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        store = Path(folder) / "features.h5"
+        write(store, WHOLE)
+        records = []
         for rows in (0, SAMPLE):
             model = Path(folder) / f"{rows}.h5"
             records.append(child("fit", store, WHOLE, str(rows), str(model)))
             records[-1] |= {"score": child("score", store, WHOLE, str(model))["score"]}
             print(line(records[-1]), flush=True)
         records.append(child("label", store, WHOLE, str(Path(folder) / "0.h5"), str(Path(folder) / "labelled")))
-        write(store, max(IMAGES))
-        records += [child("passes", store, images) for images in IMAGES if images > WHOLE]
     return records
 
 

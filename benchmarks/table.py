@@ -199,6 +199,86 @@ def _ratio(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
 
 
+def _scale(record: dict[str, Any]) -> str:
+    """Return what rows cost that are not in memory, what fitting a part gives up, and what ImageNet would take."""
+    cases, line = record["cases"], record["scale"]
+    passes = sorted((case for case in cases if "pass" in case), key=lambda case: (case["n"], case["limit_bytes"] == 0))
+    limit = max(case["limit_bytes"] for case in cases)
+    about = (
+        f"More rows than memory: relu1_2 features of {passes[0]['d']} channels in a float16 store that the system's "
+        f"cache holds, {passes[0]['k']} components, diag, in processes that may allocate {limit / 2**30:g} GiB. Passes "
+        f"take {line['ns_per_row']:.0f} ns a row and {1e3 * line['seconds_at_no_rows']:.0f} ms, to within "
+        f"{line['largest_deviation']:.0%}; from the store {line['stored_over_in_memory']:.2f} times what they take "
+        f"from an array. {_machine(record)}. {_rates(record)} {_versions(record)}"
+    )
+    header = ["rows", "in the store", "before the first pass", "a pass", "ns a row", "GB/s", "peak memory"]
+    table = [
+        [
+            f"{case['n']:,}" + ("" if case["limit_bytes"] else ", in memory"),
+            f"{case['nbytes'] / 1e9:.3g} GB",
+            _time(case["start_seconds"]),
+            _time(case["pass"]["median"]),
+            _cost(case["ns_per_row"]),
+            f"{case['gbytes_per_second']:.2g}",
+            f"{case['peak_memory_bytes'] / 1e9:.2f} GB",
+        ]
+        for case in passes
+    ]
+    predicted = _prediction(line["ns_per_row"], passes[0]["d"], passes[0]["k"])
+    return f"{about}\n\n{_table(header, table)}\n\n{predicted}"
+
+
+def _sample(record: dict[str, Any]) -> str:
+    """Return what a fit to a part of the rows gives up."""
+    fits = [case for case in record["cases"] if "passes" in case]
+    (label,) = (case for case in record["cases"] if case["name"] == "label")
+    about = (
+        f"A fit to all of {label['n']:,} rows of that kind and one to a sample of them (`--rows`); labelling all, with "
+        f"its {label['files']:,} pictures, takes {_time(label['seconds'])}. {_machine(record)}. {_versions(record)}"
+    )
+    rows = [
+        [
+            f"{case['rows_fitted']:,}",
+            _time(case["seconds"]),
+            str(case["passes"]),
+            str(case["clusters_in_use"]),
+            f"{case['lower_bound_per_row']:.3f}",
+            f"{case['score']['lower_bound_after_one_pass']:.3f}",
+            f"{case['score']['log_density_per_row']:.3f}",
+        ]
+        for case in fits
+    ]
+    header = [
+        "rows fitted",
+        "time",
+        "passes",
+        "clusters",
+        "bound a row",
+        "after a pass over all",
+        "log-density a row of all",
+    ]
+    return f"{about}\n\n{_table(header, rows)}"
+
+
+def _prediction(ns: float, d: int, k: int) -> str:
+    """Say what a pass over ImageNet's validation set would take, by the straight line here and by floors elsewhere."""
+    rows = 50_000 * 224 * 224
+    size, flop = 2 * d * rows, 8 * rows * d * k
+    one = max(size / H200["host_bytes_per_second"], flop / H200["flop_per_second"])
+    eight = max(size / 8 / H200["bytes_per_second"], flop / 8 / H200["flop_per_second"])
+    return (
+        f"*Predicted, not measured*: ImageNet's 50,000 validation images are {rows / 1e9:.2g} billion such rows, "
+        f"{size / 1e9:.0f} GB. By the line above a pass here would take {_time(ns * rows / 1e9)}. On an H200, by its "
+        f"data sheet ({H200['flop_per_second'] / 1e12:.0f} TFLOP/s in float32, "
+        f"{H200['bytes_per_second'] / 1e12:.2g} TB/s, {H200['host_bytes_per_second'] / 1e9:.0f} GB/s from the host) "
+        f"and if nothing else took time, {_time(one)}, since the rows do not fit its memory; on eight, where they do, "
+        f"{_time(eight)} (`torchrun --nproc-per-node 8`). No GPU has run this."
+    )
+
+
+H200 = {"flop_per_second": 67e12, "bytes_per_second": 4.8e12, "host_bytes_per_second": 64e9}  # PCIe 5.0 x 16
+
+
 def _gpu(record: dict[str, Any]) -> str:
     """Return what a card did, case by case, and which backends' tests failed."""
     card, first = record["card"] or {}, record["cases"][0]
@@ -231,6 +311,8 @@ def _gpu(record: dict[str, Any]) -> str:
 RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {  # in the order of the README
     "tiles": _tiles,
     "extraction": _extraction,
+    "scale": _scale,
+    "sample": _sample,
     "growth": _growth,
     "cpu": _pairs,
     "sweep": _pairs,
