@@ -32,6 +32,7 @@ IMAGES = (2, 20, 200, 1000, 2000)  # of 50,176 rows
 WHOLE, SAMPLE = 1000, 2_000_000  # images of the fit to all rows; rows of the fit to a part of them
 LIMIT = 2 << 30  # bytes
 PASSES = 4
+TOL = 1e-3  # nats a row, of the fits
 NOISE = 0.05  # of a feature, and of the mean
 MIXTURE: dict[str, Any] = {"n_components": 50, "random_state": 0}
 
@@ -131,9 +132,10 @@ def _passes(rows: np.ndarray, path: Path, where: str = "") -> dict[str, Any]:
 def _fit(rows: np.ndarray, path: Path, sample: str, out: str) -> dict[str, Any]:
     """Fit as `fastclust fit` does, to all rows or to a sample."""
     store = _first(path, len(rows))
-    model, seconds = fit_layer([store], "relu1_2", dict(MIXTURE), sample=int(sample) or None)
+    model, seconds = fit_layer([store], "relu1_2", MIXTURE | {"tol": TOL}, sample=int(sample) or None)
     model.save(out)
     return {
+        "tol": TOL,
         "rows_fitted": int(model.counts_.sum()),
         "seconds": short(seconds),
         "passes": model.n_iter_,

@@ -234,7 +234,8 @@ def _sample(record: dict[str, Any]) -> str:
     (label,) = (case for case in record["cases"] if case["name"] == "label")
     about = (
         f"A fit to all of {label['n']:,} rows of that kind and one to a sample of them (`--rows`); labelling all, with "
-        f"its {label['files']:,} pictures, takes {_time(label['seconds'])}. {_machine(record)}. {_versions(record)}"
+        f"its {label['files']:,} pictures, takes {_time(label['seconds'])}. Fits end where a pass gains less than "
+        f"{fits[0]['tol']:g} nats a row. {_machine(record)}. {_versions(record)}"
     )
     rows = [
         [
