@@ -83,7 +83,7 @@ def read_groups(
                 return dict(file.attrs), {
                     group: {name: _get(item) for name, item in file[group].items()} for group in groups
                 }
-        except (AttributeError, KeyError, OSError, RuntimeError, TypeError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(f"{path} is damaged: HDF5 finds parts of {what} missing ({error})") from None
 
 

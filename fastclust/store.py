@@ -155,7 +155,7 @@ def open_store(path: str | Path, *, cut_short: bool = False) -> Store:
         try:
             with h5py.File(_Padded(raw, seal.n_bytes), "r") as file:
                 return _read(path, raw, file, seal.n_bytes)
-        except (AttributeError, KeyError, OSError, RuntimeError, TypeError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(f"{path} is damaged: HDF5 finds no feature store in it ({error})") from error
 
 
