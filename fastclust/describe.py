@@ -33,7 +33,7 @@ def describe(path: Path) -> Iterator[str]:
 
 
 def format_of(path: Path) -> str:
-    """Return the format of a file of ours, "" for any other. Raises ValueError where it is ours, and damaged."""
+    """Return the format of a file of ours, "" for any other. Raises ValueError where a file's seal is damaged."""
     with path.open("rb") as file:
         found = seal.read(file, path)
     return found.kind if found else ""
@@ -42,7 +42,8 @@ def format_of(path: Path) -> str:
 def check_replaceable(path: Path, wanted: str) -> None:
     """Refuse to replace a file that is something else than what will be written, such as a photograph or the input.
 
-    Nothing there, an empty file, and a damaged file of ours may be replaced. Raises FileExistsError.
+    Nothing there, an empty file, and a file of ours whose damaged seal does not say what it was may be replaced.
+    Raises FileExistsError.
     """
     if not path.is_file() or path.stat().st_size == 0:
         return

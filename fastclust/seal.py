@@ -7,6 +7,7 @@ The seal is the file's user block, which other HDF5 tools skip. Little-endian:
 
 The first `covered` bytes of the file's `n_bytes` never change, but for the spans. `digest` is the xxh3_64 of what lies
 between the block and `covered`, without the spans; the seal's own digest is that of the block, with zeros in its place.
+So what a file is, and how much of it to read, is known before any of it is read.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Seal:
     covered: int
     n_bytes: int
     spans: tuple[tuple[int, int], ...]  # (offset, length) of what may change within the covered bytes, ascending
+    digest: int = 0  # of the covered bytes; `put` computes it
 
 
 def block_bytes(n_spans: int) -> int:
@@ -71,10 +73,9 @@ def put(content: bytearray | memoryview, what: Seal) -> None:
 
 
 def read(file: BinaryIO, path: Path) -> Seal | None:
-    """Return a file's seal, after every covered byte was held against it; None where the file has none of ours.
+    """Return a file's seal, None where it has none of ours; what it covers is not looked at.
 
-    file: opened for reading; another process may change what lies within the spans, or behind the covered bytes.
-    Raises ValueError where the file is damaged, or cut short within its covered bytes.
+    Raises ValueError where the seal is damaged, or cut short.
     """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -83,44 +84,54 @@ def read(file: BinaryIO, path: Path) -> Seal | None:
         return None
     if len(block) < 512:
         raise ValueError(f"{path} is cut short: it needs more than 512 bytes and has {size}: {ANEW}")
-    _, kind, seals, n_spans, version, covered, n_bytes, expected = HEAD.unpack_from(block)
+    _, kind, seals, n_spans, version, covered, n_bytes, digest = HEAD.unpack_from(block)
     block += file.read(block_bytes(n_spans) - 512)
     if _own(block) != block[HEAD.size : SPANS]:
         raise ValueError(f"{path} is damaged: its first {block_bytes(n_spans)} bytes are not as written: {ANEW}")
     if seals != FORMAT:
         raise ValueError(f"{path} has a seal of format {seals}, this fastclust reads {FORMAT}: update fastclust")
-    if size < covered:
-        raise ValueError(f"{path} is cut short: it needs {n_bytes} bytes and has {size}: {ANEW}")
     spans = tuple(SPAN.iter_unpack(block[SPANS : SPANS + SPAN.size * n_spans]))
-    found, buffer = xxhash.xxh3_64(), memoryview(bytearray(CHUNK))
-    for start, stop in _fixed(len(block), covered, spans):
-        file.seek(start)
-        while start < stop and (got := file.readinto(buffer[: stop - start])):  # type: ignore[attr-defined]
-            found.update(buffer[:got])
-            start += got
-    if found.intdigest() != expected:
-        what = f"the digest of its first {covered} bytes is {found.hexdigest()}, and was {expected:016x}"
-        raise ValueError(f"{path} is damaged, or was changed by another tool: {what}: {ANEW}")
-    return Seal(kind.rstrip(b"\0").decode(), version, covered, n_bytes, spans)
+    return Seal(kind.rstrip(b"\0").decode(), version, covered, n_bytes, spans, digest)
 
 
 def check(file: BinaryIO, path: Path, kind: str, version: int, what: str) -> Seal:
-    """Return a file's seal where it is whole, of this kind and version; what: said of such files in errors.
+    """Return the seal of a file of this kind and version, after every covered byte was held against it.
 
-    Raises ValueError where it is not, and as `read`.
+    file: opened for reading; another process may change what lies within the spans, or behind the covered bytes.
+    what: said of such files in errors.
+    Raises ValueError where the file is another, damaged, or cut short within its covered bytes.
     """
     found = read(file, path)
     if found is None:
         file.seek(0)
         is_hdf5 = file.read(len(HDF5)) == HDF5
-        other = "an HDF5 file, but not one of fastclust's, or of an older one" if is_hdf5 else "not an HDF5 file"
+        other = (
+            "an HDF5 file, but not one of fastclust's (an older one's: make it anew)" if is_hdf5 else "not an HDF5 file"
+        )
         raise ValueError(f"{path} is {other}: expected {what}")
     if found.kind != kind:
         raise ValueError(f"{path} is a {found.kind} file: expected {what}")
     if found.version != version:
-        advice = "update fastclust" if found.version > version else f"it is of an older one: make it anew, as {what}"
+        advice = "update fastclust" if found.version > version else "an older one wrote it, make it anew"
         raise ValueError(f"{path} has format version {found.version}, this fastclust reads {version}: {advice}")
+    _compare(file, path, found)
     return found
+
+
+def _compare(file: BinaryIO, path: Path, what: Seal) -> None:
+    """Hold the covered bytes against their digest."""
+    size = os.fstat(file.fileno()).st_size
+    if size < what.covered:
+        raise ValueError(f"{path} is cut short: it needs {what.n_bytes} bytes and has {size}: {ANEW}")
+    digest, buffer = xxhash.xxh3_64(), memoryview(bytearray(CHUNK))
+    for start, stop in _fixed(block_bytes(len(what.spans)), what.covered, what.spans):
+        file.seek(start)
+        while start < stop and (got := file.readinto(buffer[: stop - start])):  # type: ignore[attr-defined]
+            digest.update(buffer[:got])
+            start += got
+    if digest.intdigest() != what.digest:
+        found = f"the digest of its first {what.covered} bytes is {digest.hexdigest()}, and was {what.digest:016x}"
+        raise ValueError(f"{path} is damaged, or was changed by another tool: {found}: {ANEW}")
 
 
 def _fixed(start: int, covered: int, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

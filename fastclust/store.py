@@ -148,7 +148,7 @@ def open_store(path: str | Path, *, cut_short: bool = False) -> Store:
     fastclust file, of another format version, cut short, or damaged.
     """
     path = existing_file(path)
-    with path.open("rb") as raw:
+    with path.open("rb", buffering=0) as raw:  # a buffer could hold checksums older than the states read before them
         seal = check(raw, path, FORMAT, VERSION, "a feature store, as `fastclust extract` writes")
         if not cut_short and os.fstat(raw.fileno()).st_size < seal.n_bytes:
             raise _cut_short(path, seal.n_bytes)
@@ -201,10 +201,11 @@ class _Padded(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        view[:] = bytes(len(view))
+        view, done = memoryview(buffer).cast("B"), 0
         self._file.seek(self._at)
-        self._file.readinto(view)  # type: ignore[attr-defined]
+        while done < len(view) and (got := self._file.readinto(view[done:])):  # type: ignore[attr-defined]
+            done += got
+        view[done:] = bytes(len(view) - done)
         self._at += len(view)
         return len(view)
 
