@@ -266,7 +266,7 @@ def chunked(file: Any) -> None:
         (lambda path: os.truncate(path, path.stat().st_size - 1), r"is cut short: it needs \d+ bytes and has \d+"),
         (lambda path: os.truncate(path, path.stat().st_size // 2), r"is cut short: it needs \d+ bytes and has \d+"),
         (lambda path: os.truncate(path, 100), "is (cut short|damaged)"),
-        (foreign, "is an HDF5 file, but not one of fastclust's, or of an older one: expected a feature store"),
+        (foreign, r"is an HDF5 file, but not one of fastclust's \(an older one's: make it anew\): expected a feature"),
         (lambda path: reseal(path, kind="fastclust.model"), "is a fastclust.model file: expected a feature store"),
         (lambda path: reseal(path, version=3), r"has format version 3, .* reads 2: update fastclust"),
         (lambda path: reseal(path, version=1), r"has format version 1, .* reads 2: .* make it anew"),
