@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
-
-from fastclust import checkpoint, model_file, store
+from fastclust import checkpoint, model_file, seal, store
 from fastclust.saved import load
 
 
@@ -29,34 +27,31 @@ def describe(path: Path) -> Iterator[str]:
         path = parts[0]
     if path.suffix == ".json":
         yield from _summary(path)
-    elif format_of(path) == model_file.FORMAT:
-        yield from _model(path)
-    elif format_of(path) == checkpoint.FORMAT:
-        yield from _checkpoint(path)
     else:
-        yield from _store(path)
+        kinds = {model_file.FORMAT: _model, checkpoint.FORMAT: _checkpoint}
+        yield from kinds.get(format_of(path), _store)(path)
 
 
-def format_of(path: Path) -> str | None:
-    """Return the format that an HDF5 file says it has, "" where it says none, None where it cannot be read as HDF5."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return str(file.attrs.get("format", ""))
-    except (OSError, RuntimeError):
-        return None
+def format_of(path: Path) -> str:
+    """Return the format of a file of ours, "" for any other. Raises ValueError where a file's seal is damaged."""
+    with path.open("rb") as file:
+        found = seal.read(file, path)
+    return found.kind if found else ""
 
 
 def check_replaceable(path: Path, wanted: str) -> None:
     """Refuse to replace a file that is something else than what will be written, such as a photograph or the input.
 
-    Nothing there, an empty file, and a damaged HDF5 file may be replaced. Raises FileExistsError.
+    Nothing there, an empty file, and a file of ours whose damaged seal does not say what it was may be replaced.
+    Raises FileExistsError.
     """
     if not path.is_file() or path.stat().st_size == 0:
         return
-    found = format_of(path)
-    with path.open("rb") as file:
-        damaged = found is None and file.read(len(store.SIGNATURE)) == store.SIGNATURE
-    if found != wanted and not damaged:
+    try:
+        found = format_of(path)
+    except ValueError:
+        return
+    if found != wanted:
         what = f"a {found} file" if found else "a file that fastclust did not write"
         raise FileExistsError(f"{path} is {what}, and would be replaced by a {wanted} file: name another file")
 
@@ -70,8 +65,7 @@ def _store(path: Path) -> Iterator[str]:
     states = Counter(image.state for image in found.images)
     done, left, total = states[store.DONE], states[store.LEFT_OUT], len(found.images)
     yield f"images    {total}: {done} done, {states[store.PENDING]} pending, {left} left out"
-    compare = "of each image's rows: `fastclust verify` compares them"
-    yield f"checksums {compare if found.checksums else 'none (format version 1)'}"
+    yield "checksums of each image's rows: `fastclust verify` compares them"
     if "merged_from" in about:
         yield f"merged    from {', '.join(about['merged_from'])}"
     for layer in found.layers.values():

@@ -1,4 +1,4 @@
-"""Lay out the file of a feature store: every table, and room for the rows after them.
+"""Lay out the file of a feature store: its seal, every table, and room for the rows after them.
 
 HDF5 works in memory here, and the bytes are written plainly: on a full disk HDF5 cannot close its file, and ends the
 process with a segmentation fault.
@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from fastclust.seal import Seal, block_bytes, put
 from fastclust.store import FORMAT, VERSION, ImageRecord, LayerRecord
 
 REASON_BYTES = 240
@@ -27,9 +28,10 @@ def lay_out(
 
     Nothing is checked: see `writer.create_store`, also for the parameters. Raises OSError where the disk is full.
     """
-    memory = _Memory()
-    with h5py.File(memory, "w", libver="earliest", alignment_threshold=1, alignment_interval=ALIGNMENT) as file:
-        file.attrs.update({"format": FORMAT, "format_version": VERSION, "dtype": dtype, "tables_bytes": np.int64(0)})
+    memory, spans = _Memory(), []
+    options = {"userblock_size": block_bytes(2 + len(layers)), "libver": "earliest"}
+    with h5py.File(memory, "w", **options, alignment_threshold=1, alignment_interval=ALIGNMENT) as file:
+        file.attrs.update({"format": FORMAT, "format_version": VERSION, "dtype": dtype})
         attributes = file.create_group("provenance").attrs
         for key, value in provenance.items():
             plain = isinstance(value, str | bool | int | float)
@@ -39,24 +41,26 @@ def lay_out(
             _add(table, column, _texts([getattr(image, column) for image in images]))
         for column in ("size", "input_size"):
             _add(table, column, np.array([getattr(image, column) for image in images], dtype=np.int64))
-        _add(table, "state", np.array([image.state for image in images], dtype=np.uint8))
-        _add(table, "reason", np.array([fixed(image.reason) for image in images], dtype=f"S{REASON_BYTES}"))
+        spans.append(_add(table, "state", np.array([image.state for image in images], dtype=np.uint8)))
+        reasons = np.array([fixed(image.reason) for image in images], dtype=f"S{REASON_BYTES}")
+        spans.append(_add(table, "reason", reasons))
         rows = []
         for layer in layers:
             group = file.create_group(f"layers/{layer.name}", track_order=False)
             group.attrs.update({"node": layer.node, "kind": layer.kind})
             _add(group, "shapes", layer.shapes.astype(np.int64))
             _add(group, "starts", layer.starts)
-            _add(group, "checksums", np.zeros(len(images), dtype=np.uint64))
+            spans.append(_add(group, "checksums", np.zeros(len(images), dtype=np.uint64)))
             plan = _contiguous(filled=False)
             rows.append(group.create_dataset("rows", (layer.n_rows, layer.n_features), dtype, dcpl=plan))
         file.flush()
-        tables_bytes = memory.size
-        file.attrs.modify("tables_bytes", np.int64(tables_bytes))
+        covered = memory.size
         for dataset in rows:
             dataset[0, 0] = 0  # rows are allocated now, after all else
+    tables = memory.content.ljust(covered, b"\0")
+    put(tables, Seal(FORMAT, VERSION, covered, memory.size, tuple(sorted(spans))))
     with path.open("wb") as raw:
-        raw.write(memory.content.ljust(tables_bytes, b"\0"))
+        raw.write(tables)
         raw.truncate(memory.size)
 
 
@@ -69,9 +73,12 @@ def _contiguous(filled: bool) -> Any:
     return plan
 
 
-def _add(group: Any, name: str, array: NDArray[Any]) -> None:
+def _add(group: Any, name: str, array: NDArray[Any]) -> tuple[int, int]:
+    """Add a dataset; return where it stands in the file: (offset, length)."""
     dtype = h5py.string_dtype("utf-8", array.dtype.itemsize) if array.dtype.kind == "S" else array.dtype
-    group.create_dataset(name, array.shape, dtype, dcpl=_contiguous(filled=True))[...] = array.astype(dtype)
+    dataset = group.create_dataset(name, array.shape, dtype, dcpl=_contiguous(filled=True))
+    dataset[...] = array.astype(dtype)
+    return dataset.id.get_offset(), dataset.nbytes
 
 
 class _Memory(io.RawIOBase):

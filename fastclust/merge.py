@@ -42,8 +42,7 @@ def merge(
     progress    called with (images copied, images to copy)
 
     Names are made unique over all images, as one extraction makes them. The provenance is that of the first store, and
-    `merged_from` has the names of the files. Images that are pending are not copied. Rows of a store of format version
-    1, which has no checksums, are copied as they are.
+    `merged_from` has the names of the files. Images that are pending are not copied.
 
     Raises ValueError for stores that differ, which it names, for an image in two of them, and for rows that are not
     those of their checksums; and what `open_store` and `writer.create_store` raise.
@@ -93,7 +92,7 @@ def _copy(store: Store, index: int, writer: StoreWriter, place: int) -> None:
     with store.path.open("rb", buffering=0) as file:
         for layer in store.layers:
             found = writer.write_bytes(place, layer, stored_rows(file, store, layer, index))
-            if store.checksums and found != store.checksums[layer][index]:
+            if found != store.checksums[layer][index]:
                 raise ValueError(
                     f"{store.path}: the rows of image {store.images[index].path} at {layer} are not as they were "
                     "written: `fastclust extract --resume` repairs it; nothing was merged"

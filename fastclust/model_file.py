@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 
 from fastclust.atomic import written_aside
+from fastclust.seal import Seal, block_bytes, check, put
 
 FORMAT = "fastclust.model"
 VERSION = 2  # 1 had no statistics of batches
@@ -37,14 +39,15 @@ def write_groups(
 ) -> None:
     """Write a file of a format, `kind`, with groups of such values, whole or not at all. Raises as `write`."""
     # In memory: on a full disk HDF5 cannot close its file, and ends the process with a segmentation fault.
-    with h5py.File("model", "w", driver="core", backing_store=False) as file:
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", userblock_size=block_bytes(0)) as file:
         file.attrs.update({"format": kind, "format_version": version, **attributes})
         for group, values in groups.items():
             holder = file.create_group(group)
             for name, value in values.items():
                 _put(holder, name, value)
-        file.flush()
-        content = file.id.get_file_image()
+    content = memory.getbuffer()
+    put(content, Seal(kind, version, len(content), len(content), ()))
     with written_aside(path) as aside:
         aside.write_bytes(content)
 
@@ -53,7 +56,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, A
     """Return the name of the class, the parameters and the fitted values that `write` wrote.
 
     Raises FileNotFoundError, IsADirectoryError, PermissionError, and ValueError for a file that is not a model of ours,
-    is of another version, or is cut short.
+    is of another version, cut short, or damaged.
     """
     attributes, found = read_groups(path, FORMAT, VERSION, GROUPS, "a model that `fit` wrote")
     if "estimator" not in attributes:
@@ -73,26 +76,15 @@ def read_groups(
         raise FileNotFoundError(f"no such file: {path}")
     if path.is_dir():
         raise IsADirectoryError(f"expected {what}, and {path} is a folder")
-    with path.open("rb"):  # for a plain error where it may not be read
-        pass
-    try:
-        with h5py.File(path, "r") as file:
-            found, its = file.attrs.get("format"), int(file.attrs.get("format_version", 0))
-            if found != kind:
-                other = f"a {found} file" if found else "an HDF5 file that fastclust did not write"
-                raise ValueError(f"expected {what}, and {path} is {other}")
-            if its != version:
-                advice = "update it" if its > version else "fit again"
-                raise ValueError(f"{path} is of format version {its}; this fastclust reads {version}: {advice}")
-            return dict(file.attrs), {
-                group: {name: _get(item) for name, item in file[group].items()} for group in groups
-            }
-    except OSError as error:
-        raise ValueError(f"{path} is not a readable HDF5 file (another format, or cut short): {error}") from None
-    except KeyError as error:
-        raise ValueError(f"{path}: parts of {what} are missing: {error}") from None
-    except (AttributeError, RuntimeError, TypeError) as error:  # what h5py makes of wrong bytes
-        raise ValueError(f"{path} is damaged: HDF5 cannot read it ({error})") from None
+    with path.open("rb") as raw:
+        check(raw, path, kind, version, what)
+        try:
+            with h5py.File(raw, "r") as file:
+                return dict(file.attrs), {
+                    group: {name: _get(item) for name, item in file[group].items()} for group in groups
+                }
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: HDF5 finds parts of {what} missing ({error})") from None
 
 
 def _put(group: h5py.Group, name: str, value: Any) -> None:

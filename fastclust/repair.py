@@ -16,7 +16,7 @@ log = logging.getLogger("fastclust")
 def repair(path: str | Path) -> int:
     """Mark the images pending whose rows are not those of their checksums, and give a file cut short its length again.
 
-    Return how many there were; the log says so, too. A store of format version 1 has no checksums and stays as it is.
+    Return how many there were; the log says so, too.
     Raises what `store.open_store` raises, and OSError where the file cannot be written, or another process writes it.
     """
     path = existing_file(path)

@@ -1,16 +1,18 @@
 """The HDF5 feature store: its layout, and reading it.
 
-    /                       attributes format, format_version, dtype; tables_bytes: from there on, rows alone
+    /                       attributes dtype, and, for other HDF5 tools, format and format_version
     provenance              attributes: model, weights, transform, versions ...; names that end in .json hold JSON text
     images/path, name, label, group, reason      (n_images,) fixed-length UTF-8
     images/size, input_size                      (n_images, 2) int64, (height, width), 0 where unknown
-    images/state                                 (n_images,) uint8: PENDING, DONE, LEFT_OUT
+    images/state                                 (n_images,) uint8: DONE, LEFT_OUT, any other is PENDING
     layers/NAME             attributes node, kind
     layers/NAME/rows                             (total_rows, n_features) float16 or float32
     layers/NAME/shapes, starts                   (n_images, 2), (n_images + 1,) int64
     layers/NAME/checksums                        (n_images,) uint64: xxh3 of each finished image's rows, as in the file
 
-Format version 1 had neither checksums nor tables_bytes, and is still read.
+A seal (`fastclust.seal`) stands before all that, and covers all but states, reasons, checksums and rows, so damage is
+found before HDF5 sees it. It also has the format, its version and the length of the file. Format version 1 had neither
+seal nor checksums, and is not read.
 
 Every dataset is contiguous and allocated at its final size when the file is made (libver="earliest"), under a temporary
 name that a rename removes. HDF5 never opens it for writing again: rows, checksums, flags and reasons are plain writes
@@ -21,7 +23,7 @@ memory. The rows come last, so that a file cut short within them has all its tab
 import difflib
 import io
 import json
-import re
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +33,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from fastclust.seal import check
+
 FORMAT = "fastclust.features"
-VERSION = 2  # 1 had no checksums
-PENDING, DONE, LEFT_OUT = 0, 1, 2
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
+VERSION = 2  # 1 had neither seal nor checksums
+STATES = PENDING, DONE, LEFT_OUT = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Store:
     provenance: dict[str, Any]
     images: list[ImageRecord]
     layers: dict[str, LayerRecord]
-    checksums: dict[str, NDArray[np.uint64]]  # (n_images,) by layer, 0 where pending; none in format version 1
+    checksums: dict[str, NDArray[np.uint64]]  # (n_images,) by layer, 0 where pending
     n_bytes: int  # of the whole file, which may be cut short
     _maps: dict[str, NDArray[Any]]
     _offsets: dict[str, int]
@@ -132,7 +135,7 @@ class Store:
 
     def _mapped(self, layer: str) -> NDArray[Any]:
         if layer not in self._maps:
-            raise _cut_short(self.path, self.n_bytes, mendable=True)
+            raise _cut_short(self.path, self.n_bytes)
         return self._maps[layer]
 
 
@@ -142,85 +145,40 @@ def open_store(path: str | Path, *, cut_short: bool = False) -> Store:
     With `cut_short` a file that ends within its rows is opened, too: its tables can be read, its rows cannot.
 
     Raises FileNotFoundError, IsADirectoryError, or ValueError where the file is not a store, is another kind of
-    fastclust file, of a newer format version, cut short, or damaged.
+    fastclust file, of another format version, cut short, or damaged.
     """
     path = existing_file(path)
-    with path.open("rb") as file:
-        if file.read(len(SIGNATURE)) != SIGNATURE:
-            raise ValueError(f"{path} is not an HDF5 file: expected a feature store, as `fastclust extract` writes")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return _read(path, file)
-    except KeyError as error:
-        raise ValueError(f"{path} is damaged: a part of a feature store is missing ({error.args[0]})") from error
-    except (AttributeError, RuntimeError, TypeError) as error:  # what h5py makes of wrong bytes
-        raise ValueError(f"{path} is damaged: HDF5 cannot read it ({error})") from error
-    except OSError as error:
-        found = re.search(r"stored_eof = (\d+)", str(error))
-        if found:
-            store = _read_tables(path, int(found[1]))
-            if store is None or not cut_short:
-                raise _cut_short(path, int(found[1]), store is not None) from error
-            return store
-        raise ValueError(f"{path} is damaged: HDF5 cannot read it ({error})") from error
+    with path.open("rb", buffering=0) as raw:  # a buffer could hold checksums older than the states read before them
+        seal = check(raw, path, FORMAT, VERSION, "a feature store, as `fastclust extract` writes")
+        if not cut_short and os.fstat(raw.fileno()).st_size < seal.n_bytes:
+            raise _cut_short(path, seal.n_bytes)
+        try:
+            with h5py.File(_Padded(raw, seal.n_bytes), "r") as file:
+                return _read(path, raw, file, seal.n_bytes)
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: HDF5 finds no feature store in it ({error})") from error
 
 
-def _read(path: Path, file: Any, whole: bool = True) -> Store:
-    kind = file.attrs.get("format")
-    if kind != FORMAT:
-        ours = isinstance(kind, str) and kind.startswith("fastclust.")
-        what = f"is a {kind} file" if ours else "is an HDF5 file, but not one of fastclust's"
-        raise ValueError(f"{path} {what}: expected a feature store ({FORMAT}), as `fastclust extract` writes")
-    version = int(file.attrs["format_version"])
-    if version > VERSION:
-        raise ValueError(f"{path} has format version {version}, this fastclust reads up to {VERSION}: update fastclust")
-    datasets = {"images/state": file["images/state"], "images/reason": file["images/reason"]}
-    for name in file["layers"]:
-        for part in ("rows", "checksums") if version > 1 else ("rows",):
-            datasets[f"layers/{name}/{part}"] = file[f"layers/{name}/{part}"]
-    offsets = {name: dataset.id.get_offset() for name, dataset in datasets.items()}
-    if None in offsets.values():
-        raise ValueError(f"{path} is damaged: its datasets are not contiguous; was it rewritten by another tool?")
-    needed = max(offsets[name] + dataset.nbytes for name, dataset in datasets.items())
-    if whole and path.stat().st_size < needed:
-        raise _cut_short(path, needed, mendable=False)
+def _read(path: Path, raw: BinaryIO, file: Any, n_bytes: int) -> Store:
+    """Read the tables, and map the rows where the file is not cut short; n_bytes: of the whole file."""
+    whole = os.fstat(raw.fileno()).st_size >= n_bytes
+    offsets = {name: file[name].id.get_offset() for name in ("images/state", "images/reason")}
     images = _read_images(file["images"])  # before the checksums: those of an image that is done stand
     layers, checksums, maps = {}, {}, {}
     for name, group in file["layers"].items():
-        n_features = group["rows"].shape[1]
-        layer = LayerRecord(name, str(group.attrs["node"]), str(group.attrs["kind"]), n_features, group["shapes"][:])
-        layers[name] = layer
-        starts = group["starts"][:]
-        if (
-            not np.array_equal(layer.starts, starts)
-            or len(starts) != len(images) + 1
-            or starts[-1] != len(group["rows"])
-        ):
-            raise ValueError(f"{path} is damaged: the table of layer {name} does not fit its rows")
-        if version > 1:
-            checksums[name] = group["checksums"][:]
+        rows = group["rows"]
+        layers[name] = LayerRecord(
+            name, str(group.attrs["node"]), str(group.attrs["kind"]), rows.shape[1], group["shapes"][:]
+        )
+        checksums[name] = group["checksums"][:]
+        offsets |= {f"layers/{name}/{part}": group[part].id.get_offset() for part in ("rows", "checksums")}
         if whole:
-            mapped = np.memmap(path, group["rows"].dtype, "r", offsets[f"layers/{name}/rows"], group["rows"].shape)
+            mapped = np.memmap(raw, rows.dtype, "r", offsets[f"layers/{name}/rows"], rows.shape)
             maps[name] = mapped.view(np.ndarray)
     order = json.loads(file["provenance"].attrs.get("layers.json", "[]"))
     layers = {name: layers[name] for name in sorted(layers, key=lambda name: (*order, name).index(name))}
     provenance = {key.removesuffix(".json"): _value(key, value) for key, value in file["provenance"].attrs.items()}
-    dtype, n_bytes = np.dtype(file.attrs["dtype"]), int(file.id.get_filesize())
-    return Store(path, dtype, provenance, images, layers, checksums, n_bytes, maps, offsets)
-
-
-def _read_tables(path: Path, needed: int) -> Store | None:
-    """Read a file that is cut short as if zeros followed; None where more than rows is lost, or there are no checksums.
-
-    needed: bytes of the whole file.
-    """
-    try:
-        with path.open("rb") as raw, h5py.File(_Padded(raw, needed), "r") as file:
-            if path.stat().st_size < int(file.attrs["tables_bytes"]):
-                return None
-            return _read(path, file, whole=False)
-    except (KeyError, AttributeError, RuntimeError, TypeError, ValueError, OSError):
-        return None
+    return Store(path, np.dtype(file.attrs["dtype"]), provenance, images, layers, checksums, n_bytes, maps, offsets)
 
 
 class _Padded(io.RawIOBase):
@@ -243,10 +201,11 @@ class _Padded(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        view[:] = bytes(len(view))
+        view, done = memoryview(buffer).cast("B"), 0
         self._file.seek(self._at)
-        self._file.readinto(view)  # type: ignore[attr-defined]
+        while done < len(view) and (got := self._file.readinto(view[done:])):  # type: ignore[attr-defined]
+            done += got
+        view[done:] = bytes(len(view) - done)
         self._at += len(view)
         return len(view)
 
@@ -264,7 +223,7 @@ def _read_images(table: Any) -> list[ImageRecord]:
     }
     sizes = {column: [(int(h), int(w)) for h, w in table[column][:]] for column in ("size", "input_size")}
     return [
-        ImageRecord(path, name, label, group, size, input_size, int(state), reason)
+        ImageRecord(path, name, label, group, size, input_size, int(state) if state in STATES else PENDING, reason)
         for path, name, label, group, size, input_size, state, reason in zip(
             texts["path"],
             texts["name"],
@@ -288,8 +247,6 @@ def existing_file(path: str | Path) -> Path:
     return path
 
 
-def _cut_short(path: Path, needed: int, mendable: bool) -> ValueError:
-    mend = "copy it again, or extract anew with --overwrite"
-    if mendable:
-        mend = "`fastclust extract --resume`, with all else as it was, repairs it; or copy it again"
+def _cut_short(path: Path, needed: int) -> ValueError:
+    mend = "`fastclust extract --resume`, with all else as it was, repairs it; or copy it again"
     return ValueError(f"{path} is cut short: it needs {needed} bytes and has {path.stat().st_size}: {mend}")

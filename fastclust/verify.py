@@ -31,12 +31,10 @@ def verify(path: str | Path, progress: Callable[[int, int], None] | None = None)
     """Read the rows of every finished image of a store, with flat memory, and compare them with their checksums.
 
     path: the store, which may be written to meanwhile. progress: called with (images read, images to read).
-    Raises ValueError where the store has no checksums, which are new in format version 2, and what `open_store` raises.
+    Raises what `open_store` raises.
     """
     began = time.perf_counter()
     store = open_store(path)
-    if not store.checksums:
-        raise ValueError(f"{path} has no checksums, as it is of format version 1: extract anew to have them")
     states = [image.state for image in store.images]
     found = Verification(len(store.finished), states.count(PENDING), states.count(LEFT_OUT))
     for done, (index, layers) in enumerate(damaged(store), 1):
@@ -52,10 +50,8 @@ def verify(path: str | Path, progress: Callable[[int, int], None] | None = None)
 def damaged(store: Store) -> Iterator[tuple[int, list[str]]]:
     """Yield each finished image's index, and the layers whose rows in the file are not those of their checksums.
 
-    The file may be cut short. A store without checksums yields nothing.
+    The file may be cut short.
     """
-    if not store.checksums:
-        return
     with store.path.open("rb", buffering=0) as file:
         for index in store.finished.tolist():
             found = {layer: checksum(stored_rows(file, store, layer, index)) for layer in store.layers}

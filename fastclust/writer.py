@@ -116,9 +116,8 @@ class StoreWriter:
                 yield chunk
 
         found = checksum(put())
-        place = self.store._offsets.get(f"layers/{layer}/checksums")
-        if place is not None:  # format version 1 has none
-            self._put(place + 8 * index, np.array([found], dtype=np.uint64).view(np.uint8).data)
+        place = self.store._offsets[f"layers/{layer}/checksums"] + 8 * index
+        self._put(place, np.array([found], dtype=np.uint64).view(np.uint8).data)
         return found
 
     def finish(self, index: int) -> None:

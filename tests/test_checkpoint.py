@@ -136,8 +136,8 @@ def test_what_is_no_checkpoint_is_refused_and_left_alone(tmp_path):
     text.write_text("no HDF5")
     for name, said in (
         (path, "is a fastclust.model file"),
-        (cut, "not a readable HDF5 file"),
-        (text, "not a readable"),
+        (cut, "is cut short"),
+        (text, "is not an HDF5 file"),
     ):
         before = name.read_bytes()
         with pytest.raises(ValueError, match=said):

@@ -17,6 +17,7 @@ import torch
 from command_line import MIXTURE, NETWORK, SMALL, call, contents, photographs
 from PIL import Image
 from read_only import immutable
+from sealing import reseal
 from test_images import photograph
 from torchvision import models
 
@@ -48,8 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source, name in ((store, "store"), (model, "model")):
         (folder / f"{name}-cut.h5").write_bytes(source.read_bytes()[: source.stat().st_size // 2])
         shutil.copy(source, folder / f"{name}-newer.h5")
-        with h5py.File(folder / f"{name}-newer.h5", "r+") as file:
-            file.attrs["format_version"] = 99
+        reseal(folder / f"{name}-newer.h5", version=99)
     for name, value in (("nan", np.nan), ("inf", np.inf)):
         shutil.copy(store, folder / f"{name}.h5")
         with h5py.File(folder / f"{name}.h5", "r+") as file:
@@ -152,7 +152,7 @@ BAD: dict[str, tuple[str, str]] = {
     "fit on no device": ("fit {}/one.h5 MIXTURE --device abacus --out $out", "device 'abacus' cannot be used here"),
     "label no model": ("label {}/one.h5 --model {}/no.h5 --out $out", "{}/no.h5"),
     "label with a store": ("label {}/one.h5 --model {}/one.h5 --out $out", "expected a model"),
-    "label with text": ("label {}/one.h5 --model {}/text.h5 --out $out", "{}/text.h5 is not a readable HDF5 file"),
+    "label with text": ("label {}/one.h5 --model {}/text.h5 --out $out", "{}/text.h5 is not an HDF5 file"),
     "label with half a model": ("label {}/one.h5 --model {}/model-cut.h5 --out $out", "cut short"),
     "label with a newer model": ("label {}/one.h5 --model {}/model-newer.h5 --out $out", "format version 99"),
     "label half a store": ("label {}/store-cut.h5 --model {}/out/1/model.h5 --out $out", "is cut short"),
@@ -373,6 +373,7 @@ def test_names_in_a_store_cannot_leave_the_folder(made: Path, tmp_path: Path) ->
             del file["images/name"]
             kind = h5py.string_dtype("utf-8", 20)
             file["images"].create_dataset("name", data=np.array([name, b"1", b"2", b"3"], dtype=kind))
+        reseal(store)
         result = call("label", store, "--model", made / "out/1/model.h5", "--out", tmp_path / "out" / "deep")
         assert (result.status, result.err.count("\n")) == (1, 1)
         assert "is damaged" in result.err

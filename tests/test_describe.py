@@ -113,11 +113,15 @@ def test_only_files_of_the_same_kind_are_replaced(made: Path, tmp_path: Path) ->
     (tmp_path / "cut.h5").write_bytes((tmp_path / "store.h5").read_bytes()[:5000])
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["x"] = 1
-    for name in ("none", "empty", "cut.h5"):
+    content = bytearray((tmp_path / "store.h5").read_bytes())
+    content[40] ^= 1
+    (tmp_path / "no-seal.h5").write_bytes(content)
+    for name in ("none", "empty", "no-seal.h5"):
         check_replaceable(tmp_path / name, store)
         check_replaceable(tmp_path / name, model)
-    check_replaceable(tmp_path / "store.h5", store)
-    for name in ("photograph.png", "foreign.h5", "store.h5"):
+    for name in ("store.h5", "cut.h5"):
+        check_replaceable(tmp_path / name, store)
+    for name in ("photograph.png", "foreign.h5", "store.h5", "cut.h5"):
         with pytest.raises(FileExistsError, match="name another file"):
             check_replaceable(tmp_path / name, model)
 

@@ -10,8 +10,9 @@ import h5py
 import pytest
 from command_line import NETWORK, call
 from read_only import immutable
+from sealing import covered
 from test_extract import SQUEEZE, photographs
-from test_verify import first_version, flip, kept
+from test_verify import flip
 
 from fastclust.extract import ExtractReport, extract
 from fastclust.repair import repair
@@ -45,7 +46,7 @@ def cut(fraction: float) -> Callable[[Path], set[int]]:
     """Cut a store at a part of its rows, or by one byte; what is damaged is what ends behind the cut."""
 
     def apply(path: Path) -> set[int]:
-        store, tables = open_store(path), kept(path)
+        store, tables = open_store(path), covered(path)
         length = min(int(tables + fraction * (store.n_bytes - tables)), store.n_bytes - 1)
         os.truncate(path, length)
         return {index for index in range(7) for layer in store.layers if sum(store.span(layer, index)) > length}
@@ -116,8 +117,8 @@ def test_a_cut_store_of_another_extraction_stays_as_it_is(made: Path, copied: Pa
     with pytest.raises(ValueError, match=r"cannot be resumed: its images or labels differ"):
         extract([made / "images" / "00.png"], out=copied, resume=True, **OPTIONS)
     assert copied.read_bytes() == before
-    os.truncate(copied, kept(made / "whole.h5") - 1)
-    with pytest.raises(ValueError, match=r"is cut short: .*: copy it again, or extract anew"):
+    os.truncate(copied, covered(made / "whole.h5") - 1)
+    with pytest.raises(ValueError, match=r"is cut short: .*: copy it again, or make it anew"):
         resume(made, copied)
     extract([made / "images"], out=copied, overwrite=True, **OPTIONS)
     assert copied.read_bytes() == (made / "whole.h5").read_bytes()
@@ -131,15 +132,6 @@ def test_a_damaged_image_whose_file_is_gone_is_left_out(made: Path, tmp_path: Pa
     (tmp_path / "images" / "01.png").write_text("no image any more")
     report = extract([tmp_path / "images"], out=path, resume=True, **OPTIONS)
     assert (report.done, [Path(image).name for image, _ in report.left_out]) == (6, ["01.png"])
-
-
-def test_a_store_of_the_first_version_is_resumed(made: Path, copied: Path) -> None:
-    first_version(copied)
-    with h5py.File(copied, "r+") as file:
-        file["images/state"][5] = 0
-    report = resume(made, copied)
-    assert (report.done, report.resumed) == (7, 6)
-    assert open_store(copied).checksums == {}
 
 
 def test_a_repair_that_is_stopped_leaves_no_zeros_that_count(

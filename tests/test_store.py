@@ -16,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from sealing import reseal
 
 from fastclust.store import DONE, LEFT_OUT, PENDING, ImageRecord, LayerRecord, open_store
 from fastclust.writer import StoreWriter, create_store
@@ -235,12 +236,20 @@ def test_a_kill_between_rows_and_flag_leaves_the_image_pending(tmp_path: Path) -
     StoreWriter(path).close()  # the lock died with its process
 
 
-def damage(change: Callable[[Any], None]) -> Callable[[Path], None]:
+def damage(change: Callable[[Any], None], *, sealed: bool = False) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
         with h5py.File(path, "r+") as file:
             change(file)
+        if sealed:
+            reseal(path)
 
     return apply
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    with h5py.File(path, "w") as file:
+        file.attrs["format"] = "fastclust.features"  # as an older fastclust wrote it
 
 
 def chunked(file: Any) -> None:
@@ -257,12 +266,14 @@ def chunked(file: Any) -> None:
         (lambda path: os.truncate(path, path.stat().st_size - 1), r"is cut short: it needs \d+ bytes and has \d+"),
         (lambda path: os.truncate(path, path.stat().st_size // 2), r"is cut short: it needs \d+ bytes and has \d+"),
         (lambda path: os.truncate(path, 100), "is (cut short|damaged)"),
-        (damage(lambda file: file.attrs.__delitem__("format")), "is an HDF5 file, but not one of fastclust's"),
-        (damage(lambda file: file.attrs.update(format="fastclust.model")), "is a fastclust.model file"),
-        (damage(lambda file: file.attrs.update(format_version=3)), r"has format version 3, .* reads up to 2"),
-        (damage(lambda file: file.__delitem__("images/label")), "is damaged: .*label"),
-        (damage(lambda file: file["layers/a.fc/starts"].write_direct(np.arange(6))), "table of layer a.fc"),
-        (damage(chunked), "not contiguous"),
+        (foreign, r"is an HDF5 file, but not one of fastclust's \(an older one's: make it anew\): expected a feature"),
+        (lambda path: reseal(path, kind="fastclust.model"), "is a fastclust.model file: expected a feature store"),
+        (lambda path: reseal(path, version=3), r"has format version 3, .* reads 2: update fastclust"),
+        (lambda path: reseal(path, version=1), r"has format version 1, .* reads 2: .* make it anew"),
+        (damage(lambda file: file.__delitem__("images/label"), sealed=True), "is damaged: HDF5 finds .*label"),
+        (damage(lambda file: file.__delitem__("images/label")), "is damaged, or was changed by another tool"),
+        (damage(lambda file: file["layers/a.fc/starts"].write_direct(np.arange(6))), "is damaged, or was changed"),
+        (damage(chunked), "is damaged, or was changed by another tool"),
     ],
 )
 def test_what_is_not_a_whole_store_is_refused_in_one_line(

@@ -14,6 +14,7 @@ import pytest
 import xxhash
 from command_line import call
 from read_only import bound_by_permissions
+from sealing import covered
 from test_store import features, layers, make, records
 
 from fastclust.store import DONE, ImageRecord, LayerRecord, open_store
@@ -30,16 +31,6 @@ def flip(path: Path, place: int, bit: int = 4) -> None:
         byte = file.read(1)[0]
         file.seek(place)
         file.write(bytes([byte ^ 1 << bit]))
-
-
-def first_version(path: Path) -> Path:
-    """Turn a store into one of format version 1."""
-    with h5py.File(path, "r+") as file:
-        for layer in file["layers"].values():
-            del layer["checksums"]
-        del file.attrs["tables_bytes"]
-        file.attrs["format_version"] = 1
-    return path
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -93,20 +84,6 @@ def test_flags_that_claim_more_than_was_written_are_found(tmp_path: Path) -> Non
     assert verify(path).damaged == {f"/ünï/{index}.png": ["relu1_2", "a.fc"] for index in (3, 4)}
 
 
-def test_a_store_of_the_first_version_is_read_and_has_none(tmp_path: Path) -> None:
-    path = first_version(make(tmp_path / "s.h5", done=(0, 1)))
-    before = open_store(path)
-    assert before.checksums == {}
-    assert np.array_equal(before.image_rows("a.fc", 1).ravel(), features(1)["a.fc"])
-    with StoreWriter(path) as writer:
-        writer.write(3, features(3))
-    assert list(open_store(path).finished) == [0, 1, 3]
-    result = call("verify", path)
-    words = "has no checksums, as it is of format version 1: extract anew to have them"
-    assert (result.status, result.out, result.err) == (1, "", f"fastclust: {path} {words}\n")
-    assert "checksums none (format version 1)" in call("inspect", path).out
-
-
 @pytest.mark.parametrize(("n_images", "n_layers"), [(1, 1), (5, 40), (3000, 2)])
 def test_nothing_but_rows_lies_behind_the_tables(tmp_path: Path, n_images: int, n_layers: int) -> None:
     images = [ImageRecord(f"/{n}.png", f"{n}", "l", "", (9, 9), (8, 8)) for n in range(n_images)]
@@ -116,7 +93,7 @@ def test_nothing_but_rows_lies_behind_the_tables(tmp_path: Path, n_images: int, 
     path = create_store(tmp_path / "s.h5", images, table, "float32", provenance).path
     content = path.read_bytes()
     with h5py.File(path) as file:
-        tables = int(file.attrs["tables_bytes"])
+        tables = covered(path)
         rows = [file[f"layers/{layer.name}/rows"].id.get_offset() for layer in table]
         assert min(rows) >= tables
         assert len(content) == max(rows) + file[f"layers/{table[0].name}/rows"].nbytes
@@ -125,19 +102,13 @@ def test_nothing_but_rows_lies_behind_the_tables(tmp_path: Path, n_images: int, 
     assert path.stat().st_blocks * 512 < tables + 20_000, "sparse"
 
 
-def kept(path: Path) -> int:
-    """Bytes of the tables."""
-    with h5py.File(path) as file:
-        return int(file.attrs["tables_bytes"])
-
-
 @pytest.mark.parametrize(
     "length", [lambda size, tables: size - 1, lambda size, tables: (size + tables) // 2, lambda size, tables: tables]
 )
 def test_a_store_cut_within_its_rows_says_how_to_repair_it(tmp_path: Path, length: Callable[[int, int], int]) -> None:
     path = make(tmp_path / "s.h5", done=ALL)
     whole, size = open_store(path), path.stat().st_size
-    os.truncate(path, length(size, kept(path)))
+    os.truncate(path, length(size, covered(path)))
     for opening in (open_store, StoreWriter, verify):
         with pytest.raises(ValueError, match=r"is cut short: it needs \d+ bytes and has \d+: .*extract --resume"):
             opening(path)
@@ -156,7 +127,7 @@ def test_a_store_cut_within_its_rows_says_how_to_repair_it(tmp_path: Path, lengt
 
 def test_a_store_cut_within_its_tables_is_refused_in_one_line_at_every_length(tmp_path: Path) -> None:
     path = make(tmp_path / "s.h5", done=ALL)
-    content, tables = path.read_bytes(), kept(path)
+    content, tables = path.read_bytes(), covered(path)
     for length in [*range(0, tables, 61), tables - 1]:
         path.write_bytes(content[:length])
         for cut_short in (False, True):
@@ -164,10 +135,6 @@ def test_a_store_cut_within_its_tables_is_refused_in_one_line_at_every_length(tm
                 open_store(path, cut_short=cut_short)
             assert "\n" not in str(caught.value)
             assert "resume" not in str(caught.value)
-    first_version(make(tmp_path / "one.h5", done=ALL))
-    os.truncate(tmp_path / "one.h5", (tmp_path / "one.h5").stat().st_size - 1)
-    with pytest.raises(ValueError, match=r"is cut short: .*copy it again, or extract anew"):
-        open_store(tmp_path / "one.h5", cut_short=True)
 
 
 def test_a_large_store_is_verified_with_flat_memory(tmp_path: Path) -> None:
