@@ -210,11 +210,11 @@ class Blocks:
 
         Where there are no more, it is all of them. Of a group's rows it is those that this process has.
         """
-        index = np.arange(self._before, self._before + self._own)
-        if size < self.n_present:
-            # One row from each of `size` equal stretches: no permutation of N, and every image has its share.
-            edges = np.linspace(0, self.n_present, size + 1).astype(np.int64)
-            index = edges[:-1] + (random.random_sample(size) * np.diff(edges)).astype(np.int64)
+        if size >= self.n_present:
+            return np.arange(self.n_rows) if self.present is None else self.present
+        # One row from each of `size` equal stretches: no permutation of N, and every image has its share.
+        edges = np.linspace(0, self.n_present, size + 1).astype(np.int64)
+        index = edges[:-1] + (random.random_sample(size) * np.diff(edges)).astype(np.int64)
         return self.own(index)[1]
 
     def own(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
