@@ -207,8 +207,9 @@ def _scale(record: dict[str, Any]) -> str:
     about = (
         f"More rows than memory: relu1_2 features of {passes[0]['d']} channels in a float16 store that the system's "
         f"cache holds, {passes[0]['k']} components, diag, in processes that may allocate {limit / 2**30:g} GiB. Passes "
-        f"take {line['ns_per_row']:.0f} ns a row, to within {line['largest_deviation']:.0%}; from the store {line['stored_over_in_memory']:.2f} times what they take "
-        f"from an array. {_machine(record)}. {_rates(record)} {_versions(record)}"
+        f"take {line['ns_per_row']:.0f} ns a row, to within {line['largest_deviation']:.0%}; from the store "
+        f"{line['stored_over_in_memory']:.2f} times what they take from an array. {_machine(record)}. "
+        f"{_rates(record)} {_versions(record)}"
     )
     header = ["rows", "in the store", "before the first pass", "a pass", "ns a row", "GB/s", "peak memory"]
     table = [
