@@ -47,6 +47,7 @@ MAY_IMPORT = {
         "store",
     },
     "labels": {"arrays", "atomic", "fitted", "group", "parts", "picture", "store"},
+    "receptive": {"networks"},
     "report": {"atomic", "extract", "labels", "machine", "picture", "store"},
     "saved": {"drop_in", "estimator", "model_file"},
     "estimator": {"fitted", "initialise", "kernels", "mixture", "variational"},
