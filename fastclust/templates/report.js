@@ -271,6 +271,7 @@ for (const figure of document.querySelectorAll(".sample")) {
     const [frame, plane, canvas, cross, box] =
       ["frame", "plane", "plane canvas", "cross", "box"].map((name) => element.querySelector(`.${name}`));
     const tile = { image, layer, frame, plane, canvas, cross, box, visible: false };
+    if (layer !== null) plane.querySelector("img").src = figure.querySelector("img").src; // it stands in the file once
     tiles.push(tile);
     listen(tile);
     sight.observe(frame);
