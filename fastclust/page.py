@@ -173,5 +173,6 @@ def _notes(store: Store, found: Survey, places: Sequence[int], most: int, unread
         notes.append(f"At most {most} exemplars of a cluster are shown, to keep the file below {BUDGET // 10**6} MB.")
     if unreadable:
         some = ", ".join(unreadable[:3]) + (" ..." if len(unreadable) > 3 else "")
-        notes.append(f"{len(unreadable)} inputs cannot be read any more and are grey: {some}")
+        what = "1 input" if len(unreadable) == 1 else f"{len(unreadable)} inputs"
+        notes.append(f"{what} cannot be read any more, and shown grey: {some}")
     return notes

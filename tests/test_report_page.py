@@ -312,7 +312,7 @@ def test_an_input_that_is_gone_is_grey_and_named(reported: Path, tmp_path: Path)
     finally:
         moved.rename(path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "1 inputs cannot be read any more and are grey: b&lt;/script&gt;" in text
+    assert "1 input cannot be read any more, and shown grey: b&lt;/script&gt;" in text
     grey = [a["src"] for t, a in Page(tmp_path / "report.html").tags if t == "img" and a.get("src")]
     assert any(np.ptp(np.array(decoded(uri))) <= 2 and decoded(uri).size == (64, 64) for uri in grey)
 
