@@ -7,6 +7,7 @@ const state = { pointed: null, pinned: null, chosen: 0 }; // {layer, cluster}, o
 const views = images.map(() => ({ zoom: 1, x: 0, y: 0, cross: null, box: null })); // x, y: what is at the top left
 const tiles = [];
 const ZOOM = 1.5, MOST = 24;
+const UNLIT = 28, FADE = 0.88; // clusters that are not lit go so far towards a grey darker than any cluster's colour
 
 // Label images: zlib streams of labels, decoded when they come into sight.
 
@@ -17,9 +18,9 @@ async function decoded(image, layer) {
   return layers[layer].colours.length > 256 ? new Uint16Array(buffer) : new Uint8Array(buffer);
 }
 
-function abgr(hex, towards, part) { // a pixel of a canvas, mixed with a grey
+function abgr(hex, lit) { // a pixel of a canvas
   const value = parseInt(hex.slice(1), 16);
-  const mix = (channel) => Math.round(channel + (towards - channel) * part);
+  const mix = (channel) => (lit ? channel : Math.round(channel + (UNLIT - channel) * FADE));
   return ((255 << 24) | (mix(value & 255) << 16) | (mix((value >> 8) & 255) << 8) | mix(value >> 16)) >>> 0;
 }
 
@@ -33,11 +34,10 @@ function litIn(layer) { // the clusters that are lit in a layer; null where all 
 
 function paint(tile) {
   const lit = litIn(tile.layer);
-  const grey = Number(getComputedStyle(page).getPropertyValue("--unlit"));
-  const key = `${lit} ${grey}`;
+  const key = String(lit);
   if (!tile.labels || tile.painted === key) return;
   if (!tile.visible) { tile.stale = true; return; }
-  const colours = layers[tile.layer].colours.map((hex, k) => abgr(hex, grey, lit && !lit.includes(k) ? 0.88 : 0));
+  const colours = layers[tile.layer].colours.map((hex, k) => abgr(hex, !lit || lit.includes(k)));
   const table = Uint32Array.from(colours);
   const [height, width] = images[tile.image].shapes[tile.layer];
   const pixels = new ImageData(width, height);
@@ -154,9 +154,9 @@ function place(image) { // draw an image's view, cross and box
     }
     tile.box.hidden = !view.box;
     if (view.box) {
-      const [top, left, height, width] = view.box.map((part) => `${100 * part}%`);
-      Object.assign(tile.box.style, { top, left, height, width });
-      tile.box.style.borderWidth = tile.box.style.outlineWidth = `${2 / view.zoom}px`;
+      const [top, left, height, width] = view.box;
+      const parts = { top: top - view.y, left: left - view.x, height, width };
+      for (const [side, part] of Object.entries(parts)) tile.box.style[side] = `${100 * part * view.zoom}%`;
     }
   }
 }
@@ -302,9 +302,7 @@ byId("blend").addEventListener("input", (event) => {
 byId("theme").addEventListener("change", (event) => {
   if (event.target.value) page.dataset.theme = event.target.value;
   else delete page.dataset.theme;
-  light();
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", light);
 byId("card").addEventListener("click", () => {
   const { layer, cluster } = state.pinned;
   choose(layer);
