@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from fastclust.extract import input_image
-from fastclust.images import UNREADABLE
+from fastclust.reader import UNREADABLE
 from fastclust.receptive import Field
 from fastclust.store import Store
 from fastclust.survey import Exemplar, Fields, Layer

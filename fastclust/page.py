@@ -46,7 +46,10 @@ def report_run(
     Raises FileNotFoundError where the features or a layer's model are not there.
     """
     if not (folder / "features.h5").is_file():
-        raise FileNotFoundError(f"{folder} has no features.h5: expected the folder of a `fastclust run` (its --out)")
+        raise FileNotFoundError(
+            f"{folder} has no features.h5: expected the folder of a `fastclust run` (its --out); with --no-store, ask "
+            "for the report in the run, with --report"
+        )
     store, models = open_store(folder / "features.h5"), dict[str, FittedMixture]()
     for name in store.layers:
         path = folder / name / "model.h5"

@@ -64,7 +64,7 @@ MAY_IMPORT = {
         "survey",
     },
     "panels": {"arrays", "console", "picture", "portrait", "receptive", "survey"},
-    "embed": {"extract", "images", "receptive", "store", "survey"},
+    "embed": {"extract", "reader", "receptive", "store", "survey"},
     "survey": {"arrays", "fitted", "labels", "parts", "picture", "receptive", "store"},
     "portrait": {"arrays", "fitted"},
     "receptive": {"networks"},

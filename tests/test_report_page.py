@@ -363,6 +363,17 @@ def test_a_report_goes_when_its_run_is_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "report.html").exists()
 
 
+def test_a_run_without_a_store_reports_the_same(tmp_path: Path) -> None:
+    command = ("run", photographs(tmp_path / "images", 3), *NETWORK, *MIXTURE, "--layer", "1", "--layer", "features.4")
+    assert call(*command, "--out", tmp_path / "stored", "--report").status == 0
+    assert call(*command, "--out", tmp_path / "live", "--report", "--no-store").status == 0
+    reports = [(tmp_path / name / "report.html").read_bytes() for name in ("stored", "live")]
+    assert reports[0] == reports[1]
+    refused = call("report", tmp_path / "live")
+    assert refused.status == 1
+    assert "with --no-store, ask for the report in the run" in refused.err
+
+
 def test_every_template_is_in_the_package() -> None:
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["fastclust"]
     files = [path.relative_to(ROOT / "fastclust").as_posix() for path in (ROOT / "fastclust" / "templates").iterdir()]
