@@ -3,7 +3,8 @@
 A policy in the page lets it load nothing, and run no script but its own; every text is escaped by the template.
 
 The file keeps below BUDGET bytes: it shows at most IMAGES inputs, evenly spread, of at most SIDE pixels a side, and
-EXEMPLARS of a cluster; where that is too much, half as many of both, and so on. Its numbers are of all images.
+EXEMPLARS of a cluster; where that is too much, half as many of both, and so on down to one of each, which is written
+whatever its size. Its numbers are of all images.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from PIL import Image
 from test_images import photograph
 
 import fastclust
-from fastclust import DPGMM, embed, page, panels
+from fastclust import DPGMM, embed, page, panels, survey
 from fastclust.extract import input_image
 from fastclust.networks import Network
 from fastclust.picture import enlarge
@@ -130,7 +130,7 @@ def test_shares_overlaps_and_colours_are_those_of_the_labels(reported: Path) -> 
 def test_exemplars_are_the_most_probable_units(reported: Path) -> None:
     store, models = parts(reported)
     fields = receptive_fields(Network("squeezenet1_1", LAYERS), 64, 64)
-    found = page.survey(store, models, lambda h, w: fields, range(5))
+    found = survey.survey(store, models, lambda h, w: fields, range(5))
     for layer in found.layers:
         model, name = models[layer.record.name], layer.record.name
         rows = [store.image_rows(name, index) for index in range(5)]
@@ -164,10 +164,35 @@ def test_exemplars_are_the_most_probable_units(reported: Path) -> None:
             assert max(map(places.count, places), default=0) <= 2
 
 
+def test_rows_are_read_in_blocks_and_let_go(reported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, models = parts(reported)
+    fields = receptive_fields(Network("squeezenet1_1", LAYERS), 64, 64)
+    whole = survey.survey(store, models, lambda h, w: fields, [1])
+    released: list[int] = []
+    monkeypatch.setattr(survey, "BLOCK", 100)
+    monkeypatch.setattr(survey, "let_go", lambda rows, low, high: released.append(high - low))
+    found = survey.survey(store, models, lambda h, w: fields, [1])
+    assert max(released) == 100
+    assert sum(released) == sum(store.layer(name).n_rows for name in LAYERS)
+    for one, other in zip(whole.layers, found.layers, strict=True):
+        assert np.array_equal(one.counts, other.counts)
+        assert [[(e.place, e.row, e.column) for e in kept] for kept in one.exemplars] == [
+            [(e.place, e.row, e.column) for e in kept] for kept in other.exemplars
+        ]
+
+
+def test_more_clusters_than_a_byte_tells_apart() -> None:
+    labels = np.array([[0, 1], [299, 256]])
+    stored = zlib.decompress(base64.b64decode(embed.packed(labels, 300)))
+    assert np.array_equal(np.frombuffer(stored, dtype="<u2").reshape(2, 2), labels)
+    with pytest.raises(ValueError, match="at most 65536"):
+        embed.packed(labels, 2**16 + 1)
+
+
 def test_patches_are_what_the_units_see(reported: Path) -> None:
     store, models = parts(reported)
     fields = receptive_fields(Network("squeezenet1_1", LAYERS), 64, 64)
-    found = page.survey(store, models, lambda h, w: fields, range(5))
+    found = survey.survey(store, models, lambda h, w: fields, range(5))
     inputs, patches, unreadable = embed.pictures(store, found.layers, lambda h, w: fields, [0, 2], 2, 32)
     assert (set(inputs), unreadable) == ({0, 2}, [])
     assert decoded(inputs[0]).size == (32, 32)
