@@ -76,6 +76,7 @@ STOPPED = {
     "merge": "no store was written: the same command starts anew",
     "fit": "no model was written: the same command starts anew; with --checkpoint, --resume would go on",
     "label": "the label images so far are kept: the same command with --resume goes on",
+    "report": "no report was written: the same command starts anew",
 }
 
 
@@ -102,6 +103,7 @@ def run(
     precision: Products = Precision.high,
     workers: Workers = None,
     no_store: NoStore = False,
+    report: Annotated[bool, typer.Option("--report", help="Write OUT/report.html, too, as `report` does.")] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -120,7 +122,30 @@ def run(
         resume,
         overwrite,
         no_store,
+        report,
     )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run (its --out).")],
+    device: Device = "auto",
+    backend: Backend = "auto",
+) -> None:
+    """Write DIR/report.html: a run's images, label images and clusters in one page, to look around in a browser.
+
+    Pointing at a pixel names its cluster and lights it up in all images, and what overlaps it in the layers on either
+    side. Of each cluster it has the share, examples, channels that mark it out and clusters that are near; of each
+    layer the weights and the bound. The page needs nothing but itself, and keeps below 10 MB: of many images, and of
+    large ones, it shows a part and says so.
+    """
+    from fastclust.page import report_run
+    from fastclust.pipeline import check_device
+
+    check_device(device, backend)
+    with progress_bars() as progress:
+        found = report_run(folder, progress, device=device, backend=backend)
+    say(_reported(folder, found))
 
 
 @app.command()
@@ -465,6 +490,7 @@ def _run(
     resume: bool,
     overwrite: bool,
     no_store: bool = False,
+    report: bool = False,
 ) -> None:
     from fastclust.describe import check_replaceable
     from fastclust.pipeline import run as run_all
@@ -482,6 +508,7 @@ def _run(
             resume=resume,
             overwrite=overwrite,
             no_store=no_store,
+            report=report,
             progress=progress,
         )
     for name, one in summary["layers"].items():
@@ -492,9 +519,16 @@ def _run(
         )
     if not summary["learned_features"]:
         say(f"weights: RANDOM (seed {extraction['seed']}): these are not learned features")
+    if report:
+        say(_reported(out, summary["report"]))
     stored = "" if summary["stored"] else "; no features are stored"
     say(f"{summary['images']} images in {summary['seconds']['total']:.1f} s: {out / 'montage.png'}{stored}")
     end([(one["path"], one["reason"]) for one in summary["left_out"]])
+
+
+def _reported(folder: Path, found: dict[str, int]) -> str:
+    shown = "1 image" if found["images"] == 1 else f"{found['images']} images"
+    return f"{folder / 'report.html'}: {shown} shown, {found['bytes'] / 1e6:.1f} MB"
 
 
 def _layer(known: dict[str, Any], asked: list[str] | None, file: Path) -> str:

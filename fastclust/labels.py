@@ -82,12 +82,7 @@ def label_layer(
     """
     began = time.perf_counter()
     record = store.layer(layer)
-    if record.n_features != model.n_features_in_:
-        raise ValueError(
-            f"{layer} has {record.n_features} features and the model was fitted to {model.n_features_in_}: "
-            "name the layer that it was fitted to"
-        )
-    _check_source(store, record, model)
+    check_layer(store, record, model)
     check_finished(store)
     _check_names(store)
     if out.exists() and not out.is_dir():
@@ -200,8 +195,16 @@ def source_of(store: Store, record: LayerRecord) -> dict[str, str]:
     return {"model": about["model"], "node": record.node, "weights": weights, "layer": record.name}
 
 
-def _check_source(store: Store, record: LayerRecord, model: FittedMixture) -> None:
-    """Refuse rows of another layer, network or weights than those that a model was fitted to, where it says."""
+def check_layer(store: Store, record: LayerRecord, model: FittedMixture) -> None:
+    """Refuse rows of another width, layer, network or weights than those that a model was fitted to, where it says.
+
+    Raises ValueError.
+    """
+    if record.n_features != model.n_features_in_:
+        raise ValueError(
+            f"{record.name} has {record.n_features} features and the model was fitted to {model.n_features_in_}: "
+            "name the layer that it was fitted to"
+        )
     fitted, here = getattr(model, "source_", None), source_of(store, record)
     if fitted is None or all(fitted[key] == here[key] for key in ("model", "node", "weights")):
         return

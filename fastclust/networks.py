@@ -59,7 +59,7 @@ class Network:
         self._layouts = {name: graph.layouts[graph.nodes[node]] for name, node in self.nodes.items()}
         self._pruned = graph.prune(self.nodes)
         self._runner = fx.GraphModule(self._module, self._pruned).eval()
-        self._outline = copy.deepcopy(self._runner).to("meta")  # shapes alone, also once the weights are loaded
+        self.outline = copy.deepcopy(self._runner).to("meta")  # shapes alone, also once the weights are loaded
         own = self._module.state_dict()
         self.needed = [name for name in self._runner.state_dict() if name in own]
         self._shapes: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
@@ -72,7 +72,7 @@ class Network:
         if (height, width) not in self._shapes:
             try:
                 with torch.inference_mode():
-                    values = self._outline(torch.empty(BATCH, 3, height, width, device="meta"), _as_it_is)
+                    values = self.outline(torch.empty(BATCH, 3, height, width, device="meta"), _as_it_is)
             except (RuntimeError, ValueError, AssertionError) as error:
                 why = str(error).strip().split("\n")[0]
                 raise ValueError(f"{self.model} cannot take {height} x {width} pixels: {why}") from error
@@ -86,6 +86,11 @@ class Network:
                     )
             self._shapes[height, width] = {name: tuple(value.shape[1:]) for name, value in values.items()}
         return self._shapes[height, width]
+
+    def sources(self) -> dict[str, fx.Node]:
+        """The node of `outline` whose values each layer has."""
+        handed = cast(dict[str, fx.Node], self.outline.graph.output_node().args[0])
+        return {name: cast(fx.Node, node.args[2]) for name, node in handed.items()}
 
     def load(self, state: dict[str, Tensor], source: str, device: torch.device) -> None:
         """Take weights, once (see load_weights for what raises), and move to a device, channels last in memory."""

@@ -7,6 +7,7 @@ A run leaves
     DIR/LAYER/labels/IMAGE.png ...      the label images (`fastclust.labels`)
     DIR/montage.png                     inputs, and a column a layer
     DIR/summary.json                    what was done, with what, how long it took
+    DIR/report.html                     where it is asked for, a page to look around in (`fastclust.page`)
 
 Without a store the features are computed from the images on every pass (`fastclust.live`), and all else is the same.
 """
@@ -27,7 +28,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
-from fastclust import kernels, report
+from fastclust import kernels
 from fastclust.atomic import write_json
 from fastclust.blocks import Blocks, share
 from fastclust.checkpoint import Checkpoint
@@ -44,9 +45,12 @@ from fastclust.labels import (
     source_of,
 )
 from fastclust.live import LiveStore, open_live
+from fastclust.page import write_report
+from fastclust.report import draw_montage, summarise, summarise_layer
 from fastclust.store import LayerRecord, Store, open_store
 
 FEATURE_RANGE = (0.0, 10.0)
+DRAWN = ("summary.json", "montage.png", "report.html")  # what tells of a whole run
 SHAPES = {"conv": "pixels", "dense": "images"}
 
 
@@ -135,13 +139,15 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     no_store: bool = False,
+    report: bool = False,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Do it all, and return the summary that is written to out/summary.json.
 
     images: files and folders; what lies below `out` is none of them. layers: names. extraction: of
     `fastclust.extract.extract`; mixture: of DPGMM. resume: go on with out/features.h5, and fit and label again.
-    overwrite: replace what an earlier run left. no_store: compute features on every pass, and store none.
+    overwrite: replace what an earlier run left. no_store: compute features on every pass, and store none. report: write
+    out/report.html, too, and say in the summary's "report" how large it is.
     Raises ValueError for `resume` with `no_store`, FileExistsError where an earlier run's results are in the way, and
     what the steps raise; nothing that is there is changed before all input is found good.
     """
@@ -169,16 +175,22 @@ def run(
             (out / layer).mkdir(exist_ok=True)
             model.save(out / layer / "model.h5")
             labelled.append(label_layer(store, layer, model, out / layer, progress))
-            per_layer[layer] = report.summarise_layer(labelled[-1], fitting)
+            per_layer[layer] = summarise_layer(labelled[-1], fitting)
+        reported: dict[str, Any] = {}
+        if report:
+            reporting = time.perf_counter()
+            models = {labels.layer.name: labels.model for labels in labelled}
+            reported = {"report": write_report(store, models, out / "report.html", progress)}
+            seconds["report"] = time.perf_counter() - reporting
     drawing = time.perf_counter()
     progress("montage", 0, 1, "")
-    report.draw_montage(store, labelled, out / "montage.png")
+    draw_montage(store, labelled, out / "montage.png")
     progress("montage", 1, 1, "")
     seconds["fit"] = sum(layer["seconds"]["fit"] for layer in per_layer.values())
     seconds["label"] = sum(layer["seconds"]["label"] for layer in per_layer.values())
     seconds["montage"] = time.perf_counter() - drawing
     seconds["total"] = time.perf_counter() - began
-    summary = report.summarise(store, done, labelled, per_layer, seconds, stored=not no_store)
+    summary = summarise(store, done, labelled, per_layer, seconds, stored=not no_store) | reported
     write_json(out / "summary.json", summary)
     return summary
 
@@ -196,7 +208,7 @@ def _extract(
     """Extract to out/features.h5; the montage and the summary of an earlier run go as soon as they are untrue."""
 
     def advance(images_done: int, total: int, rate: str) -> None:
-        _forget(out, "summary.json", "montage.png")
+        _forget(out, *DRAWN)
         progress("extract", images_done, total, rate)
 
     progress("extract", 0, None, "images")
@@ -211,7 +223,7 @@ def _extract(
             check=_check_layers(mixture),
             **extraction,
         )
-    _forget(out, "summary.json", "montage.png")
+    _forget(out, *DRAWN)
     return done
 
 
@@ -233,7 +245,7 @@ def _open_live(
             check=_check_layers(mixture),
             **extraction,
         )
-    _forget(out, "summary.json", "montage.png", "features.h5")
+    _forget(out, *DRAWN, "features.h5")
     return live
 
 
