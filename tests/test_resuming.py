@@ -81,7 +81,8 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(number, status, stor
     words = (*words, "--checkpoint", tmp_path / "c.h5", "--every")
     process = command(*words, "1s")
     wait_for(tmp_path / "c.h5", process)
-    (tmp_path / "c.h5").unlink()  # what the signal leaves is another one
+    (tmp_path / "c.h5").unlink()  # what the signal leaves is another one,
+    time.sleep(1)  # of passes after it
     process.send_signal(number)
     found = ended(process)
     assert (found[0], found[1]) == (status, "")
