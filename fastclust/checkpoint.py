@@ -104,7 +104,7 @@ class Checkpoint:
 
     def write(self) -> None:
         """Write the last that was kept, if it is not written yet."""
-        state, self._latest = self._latest, None
+        state = self._latest
         if state is None or not self._writes:
             return
         plain = {
@@ -118,7 +118,7 @@ class Checkpoint:
             model_file.write_groups(self.path, FORMAT, VERSION, {}, {"about": self._about, "state": plain})
         except OSError as error:
             log.warning("the checkpoint %s cannot be written (%s): the fit goes on without", self.path, error)
-        self._written = time.monotonic()
+        self._latest, self._written = None, time.monotonic()  # not before: what ends the fit may come meanwhile
         log.info("checkpoint %s: pass %d", self.path, state.now.n_passes)
 
     @contextmanager
