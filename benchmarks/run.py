@@ -25,15 +25,21 @@ from typing import Any
 
 import torch
 
-from benchmarks import extraction, gpu, growth, pairs, scale, tiles
+from benchmarks import extraction, findings, gpu, growth, pairs, scale, tiles
 from benchmarks.cases import FORMULAE, Case, suite
 from benchmarks.timing import copy_bandwidth, matrix_product_rate, short
 from benchmarks.verify import TOLERANCE
 from fastclust import machine
 
 RESULTS = Path(__file__).parent / "results"
-SUITES = ("cpu", "sweep", "growth", "tiles", "extraction", "scale", "sample", "gpu", "quick")
-OF_DATA = ("tiles", "extraction", "scale", "sample")  # their cases are their own, on what FASTCLUST_DATA names
+SUITES = ("cpu", "sweep", "growth", "tiles", "extraction", "scale", "sample", "gpu", "quick", *findings.SUITES)
+OF_DATA = (
+    "tiles",
+    "extraction",
+    "scale",
+    "sample",
+    *findings.SUITES,
+)  # cases of their own, on FASTCLUST_DATA's files
 WRONG = ("refused", "failed")
 
 
@@ -112,6 +118,8 @@ def run_on_cpu(suite_name: str, cases: list[Case]) -> dict[str, Any]:
         for record in extraction.run():
             records.append(record)
             print(extraction.line(record), flush=True)
+    elif suite_name in findings.SUITES:
+        records = findings.SUITES[suite_name].run()
     else:
         records = []
         for case in cases:

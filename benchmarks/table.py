@@ -1,4 +1,4 @@
-"""Write the README's tables of results from the records: `python -m benchmarks.table`."""
+"""Write the tables of results from the records, in the README and in findings/: `python -m benchmarks.table`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import findings
 from benchmarks.cases import suite
 from benchmarks.run import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
+FINDINGS = Path(__file__).parent / "findings"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 FEATURES = {"blobs": "Gaussian blobs", "relu": "synthetic ReLU", "relu1_2": "relu1_2 of VGG-19, one image"}
 
 
 def main() -> int:
     """Rewrite what stands between the README's two markers."""
-    README.write_text(replaced(README.read_text(), render(load())))
-    print(f"wrote {README.name}")
+    for path, text in pages(load()).items():
+        path.write_text(text)
+        print(f"wrote {path.name}")
     return 0
+
+
+def pages(records: list[dict[str, Any]]) -> dict[Path, str]:
+    """Return the README and the pages of findings, as they are to be with the tables of these records."""
+    found = {README: replaced(README.read_text(), render(records))}
+    for record in records:
+        if record["suite"] in findings.SUITES:
+            path = FINDINGS / f"{record['suite']}.md"
+            found[path] = replaced(path.read_text(), findings.SUITES[record["suite"]].tables(record))
+    return found
 
 
 def load() -> list[dict[str, Any]]:
@@ -31,7 +44,7 @@ def load() -> list[dict[str, Any]]:
 def replaced(readme: str, table: str) -> str:
     """Return a text with the table between its markers. Raises ValueError where they are not there once, in order."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"expected {BEGIN} and then {END} in the README, once each")
+        raise ValueError(f"expected {BEGIN} and then {END} in the page, once each")
     before, _, rest = readme.partition(BEGIN)
     return f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
 

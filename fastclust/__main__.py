@@ -1,5 +1,5 @@
 """Run the command line: python -m fastclust."""
 
-from fastclust.cli import main
+from fastclust.program import main
 
 main()

@@ -1,18 +1,7 @@
-"""The command line: it parses, calls, and prints.
-
-Exit status: 0 where all was done; 1 for an error, named in one line; 2 for words that cannot be parsed; 3 where all was
-done but for images that had to be left out, which are named; 130 after Ctrl-C, 143 after SIGTERM.
-
-Of the processes that torchrun starts, the first prints; of the others, errors alone.
-"""
+"""The command line: it parses, calls, and prints."""
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import sys
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastclust import options
-from fastclust.console import complain, end, first_speaks, progress_bars, say
+from fastclust.console import complain, end, progress_bars, say
 from fastclust.options import (
     Alpha,
     Backend,
@@ -54,8 +43,8 @@ from fastclust.options import (
     WeightsSeed,
     Workers,
 )
-
-SHARED = ("extract", "fit", "label")  # commands that torchrun's processes share
+from fastclust.views import commands as views
+from fastclust.views.commands import reported
 
 app = typer.Typer(
     name="fastclust",
@@ -67,17 +56,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Whether click is a package of its own or a part of Typer depends on the version of Typer.
-USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-STOPPED = {
-    "run": "finished images are kept: the same command with --resume goes on",
-    "run --no-store": "nothing is stored: the same command with --overwrite starts anew",
-    "extract": "finished images are kept: the same command with --resume goes on",
-    "merge": "no store was written: the same command starts anew",
-    "fit": "no model was written: the same command starts anew; with --checkpoint, --resume would go on",
-    "label": "the label images so far are kept: the same command with --resume goes on",
-    "report": "no report was written: the same command starts anew",
-}
 
 
 @app.command()
@@ -124,28 +102,6 @@ def run(
         no_store,
         report,
     )
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run (its --out).")],
-    device: Device = "auto",
-    backend: Backend = "auto",
-) -> None:
-    """Write DIR/report.html: a run's images, label images and clusters in one page, to look around in a browser.
-
-    Pointing at a pixel names its cluster and lights it up in all images, and what overlaps it in the layers on either
-    side. Of each cluster it has the share, examples, channels that mark it out and clusters that are near; of each
-    layer the weights and the bound. The page needs nothing but itself, and keeps below 10 MB: of many images, and of
-    large ones, it shows a part and says so.
-    """
-    from fastclust.page import report_run
-    from fastclust.pipeline import check_device
-
-    check_device(device, backend)
-    with progress_bars() as progress:
-        found = report_run(folder, progress, device=device, backend=backend)
-    say(_reported(folder, found))
 
 
 @app.command()
@@ -422,65 +378,6 @@ def doctor() -> None:
         say(line)
 
 
-class Terminated(BaseException):
-    """SIGTERM has come."""
-
-
-def main() -> None:
-    """Run the command line and exit."""
-    logging.basicConfig(level=logging.WARNING, format="fastclust: %(message)s")
-    # Large pages for torch's large tensors, where Linux gives them to those that ask: VGG-19 to conv1_2 of an image
-    # took 0.8 of the CPU time. The variable is read when the first tensor is made, and this process is ours.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    warnings.filterwarnings("ignore", module="PIL")  # of oddities in image files that it reads all the same
-    rank, size = int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
-    who = f"fastclust (process {rank} of {size})" if size > 1 else "fastclust"
-    first_speaks(rank == 0 or size == 1)
-    signal.signal(signal.SIGTERM, _terminate)
-    status = 0
-    try:
-        if size > 1 and next(iter(sys.argv[1:]), "") not in SHARED:
-            raise ValueError(f"torchrun is for {', '.join(SHARED)}: one process does the rest")
-        status = app(standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort):
-        status = 130
-    except Terminated:
-        status = 143
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    except Exception as error:
-        if isinstance(error, USAGE_ERROR):
-            error.show()
-            sys.exit(2)
-        if not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)):
-            raise
-        if os.environ.get("FASTCLUST_TRACEBACK"):
-            raise
-        complain(f"{who}: {_reason(error)}")
-        status = 1
-    if status in (130, 143):  # Typer may have caught the interrupt
-        command = next(iter(sys.argv[1:]), "")
-        remark = STOPPED.get("run --no-store" if command == "run" and "--no-store" in sys.argv else command)
-        kept = sys.argv[sys.argv.index("--checkpoint") + 1] if "--checkpoint" in sys.argv[:-1] else ""
-        if kept and Path(kept).exists():
-            remark = f"the fit so far is in {kept}: the same command with --resume goes on"
-        complain(f"stopped; {remark}" if remark else "stopped")
-    sys.exit(status)
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line; a plain one of the operating system as FILE: REASON, without its number."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return " ".join(text.split()) or type(error).__name__
-
-
 def _run(
     images: list[Path],
     out: Path,
@@ -520,15 +417,10 @@ def _run(
     if not summary["learned_features"]:
         say(f"weights: RANDOM (seed {extraction['seed']}): these are not learned features")
     if report:
-        say(_reported(out, summary["report"]))
+        say(reported(out, summary["report"]))
     stored = "" if summary["stored"] else "; no features are stored"
     say(f"{summary['images']} images in {summary['seconds']['total']:.1f} s: {out / 'montage.png'}{stored}")
     end([(one["path"], one["reason"]) for one in summary["left_out"]])
-
-
-def _reported(folder: Path, found: dict[str, int]) -> str:
-    shown = "1 image" if found["images"] == 1 else f"{found['images']} images"
-    return f"{folder / 'report.html'}: {shown} shown, {found['bytes'] / 1e6:.1f} MB"
 
 
 def _layer(known: dict[str, Any], asked: list[str] | None, file: Path) -> str:
@@ -575,3 +467,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+app.add_typer(views.app)

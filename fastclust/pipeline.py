@@ -7,7 +7,7 @@ A run leaves
     DIR/LAYER/labels/IMAGE.png ...      the label images (`fastclust.labels`)
     DIR/montage.png                     inputs, and a column a layer
     DIR/summary.json                    what was done, with what, how long it took
-    DIR/report.html                     where it is asked for, a page to look around in (`fastclust.page`)
+    DIR/report.html                     where it is asked for, a page to look around in (`fastclust.views.page`)
 
 Without a store the features are computed from the images on every pass (`fastclust.live`), and all else is the same.
 """
@@ -45,9 +45,9 @@ from fastclust.labels import (
     source_of,
 )
 from fastclust.live import LiveStore, open_live
-from fastclust.page import write_report
 from fastclust.report import draw_montage, summarise, summarise_layer
 from fastclust.store import LayerRecord, Store, open_store
+from fastclust.views.page import write_report
 
 FEATURE_RANGE = (0.0, 10.0)
 DRAWN = ("summary.json", "montage.png", "report.html")  # what tells of a whole run

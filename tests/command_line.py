@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_images import photograph
 
-from fastclust.cli import main
+from fastclust.program import main
 
 NETWORK = ("--model", "squeezenet1_1", "--weights", "random", "--size", "64")
 MIXTURE = ("--components", "3", "--max-iter", "5")

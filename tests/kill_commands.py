@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 import torch
 
-from fastclust import DPGMM, cli, labels, model_file, pipeline, saved  # noqa: F401 (imported before the forks)
+from fastclust import DPGMM, labels, model_file, pipeline, program, saved  # noqa: F401 (imported before the forks)
 from fastclust.store import open_store
 
 KILLS = 20
@@ -34,7 +34,7 @@ def start(*words: object) -> int:
     torch.set_num_threads(1)
     sys.argv = ["fastclust", *map(str, words)]
     try:
-        cli.main()
+        program.main()
     except SystemExit as end:
         sys.stdout.flush()
         os._exit(int(end.code or 0))

@@ -21,13 +21,14 @@ from PIL import Image
 from test_images import photograph
 
 import fastclust
-from fastclust import DPGMM, embed, page, panels, survey
+from fastclust import DPGMM
 from fastclust.extract import input_image
 from fastclust.networks import Network
 from fastclust.picture import enlarge
-from fastclust.portrait import deviations, marks, nearest, overlapping
 from fastclust.receptive import receptive_fields
 from fastclust.store import Store, open_store
+from fastclust.views import embed, page, panels, survey
+from fastclust.views.portrait import deviations, marks, nearest, overlapping
 
 LAYERS = ("1", "features.4", "features.12")
 ROOT = Path(__file__).parent.parent
@@ -400,7 +401,10 @@ def test_a_run_without_a_store_reports_the_same(tmp_path: Path) -> None:
 
 
 def test_every_template_is_in_the_package() -> None:
-    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["fastclust"]
-    files = [path.relative_to(ROOT / "fastclust").as_posix() for path in (ROOT / "fastclust" / "templates").iterdir()]
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["fastclust.views"]
+    files = [
+        path.relative_to(ROOT / "fastclust" / "views").as_posix()
+        for path in (ROOT / "fastclust" / "views" / "templates").iterdir()
+    ]
     assert {"templates/report.html", "templates/report.css", "templates/report.js"} <= set(files)
     assert all(any(fnmatch(file, pattern) for pattern in data) for file in files)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from fastclust import picture
 from fastclust.arrays import host
 from fastclust.console import printable
-from fastclust.portrait import Ranked, deviations, marks, nearest, overlapping
 from fastclust.receptive import Field
-from fastclust.survey import Exemplar, Layer, Survey
+from fastclust.views.portrait import Ranked, deviations, marks, nearest, overlapping
+from fastclust.views.survey import Exemplar, Layer, Survey
 
 BARS = 120  # images in a chart, at most
 TOP = 3  # images that a cluster's chart names

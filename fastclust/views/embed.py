@@ -21,7 +21,7 @@ from fastclust.extract import input_image
 from fastclust.reader import UNREADABLE
 from fastclust.receptive import Field
 from fastclust.store import Store
-from fastclust.survey import Exemplar, Fields, Layer
+from fastclust.views.survey import Exemplar, Fields, Layer
 
 PATCH = 72  # pixels of a patch's longer side, at most
 SMALL = 16  # pixels of a patch that is kept exactly

@@ -23,16 +23,16 @@ from markupsafe import Markup
 
 from fastclust.atomic import written_aside
 from fastclust.console import printable
-from fastclust.embed import packed, pictures
 from fastclust.fitted import FittedMixture
 from fastclust.labels import Progress, even, quiet
 from fastclust.networks import Network
-from fastclust.panels import panel
 from fastclust.plan import network_size
 from fastclust.receptive import receptive_fields
 from fastclust.saved import load
 from fastclust.store import Store, open_store
-from fastclust.survey import Exemplar, Fields, Survey, survey
+from fastclust.views.embed import packed, pictures
+from fastclust.views.panels import panel
+from fastclust.views.survey import Exemplar, Fields, Survey, survey
 
 BUDGET = 10_000_000  # bytes
 IMAGES, SIDE, EXEMPLARS = 20, 448, 6
@@ -68,7 +68,7 @@ def write_report(
 
     An input that cannot be read any more is shown grey, and the page names it.
     Returns the file's "bytes", and how many "images" it shows.
-    Raises ValueError as `fastclust.survey.survey`, OSError where the file cannot be written.
+    Raises ValueError as `fastclust.views.survey.survey`, OSError where the file cannot be written.
     """
     network = Network(store.provenance["model"], list(models), network_size(store.provenance["size"]))
     fields: Fields = functools.cache(functools.partial(receptive_fields, network))
@@ -87,7 +87,7 @@ def write_report(
 def _page(store: Store, found: Survey, fields: Fields, places: Sequence[int], most: int) -> str:
     """Return the page with some of the images, and at most so many exemplars of a cluster."""
     environment = Environment(
-        loader=PackageLoader("fastclust"),
+        loader=PackageLoader("fastclust.views"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

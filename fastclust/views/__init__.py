@@ -1,0 +1,1 @@
+"""What people look at: the report, and pictures, tables and plots of clusters."""
