@@ -155,9 +155,9 @@ def run(
     if resume and no_store:
         raise ValueError("--resume goes on with a store, and --no-store keeps none: give one of them")
     check_mixture(mixture)
-    found = _outside(find_images(images), out)
-    _check_free(out, layers, resume or overwrite)
-    before = _layers_of(out)
+    found = outside(find_images(images), out)
+    check_free(out, layers, resume or overwrite)
+    before = layers_of(out)
     with ExitStack() as opened:
         store: Store
         if no_store:
@@ -168,7 +168,7 @@ def run(
             store = open_store(out / "features.h5")
         seconds = {"extract": done.seconds["total"]}
         for layer in before:
-            _remove_results(out / layer)
+            remove_results(out / layer)
         labelled, per_layer = [], {}
         for layer in layers:
             model, fitting = fit_layer([store], layer, mixture, progress)
@@ -208,7 +208,7 @@ def _extract(
     """Extract to out/features.h5; the montage and the summary of an earlier run go as soon as they are untrue."""
 
     def advance(images_done: int, total: int, rate: str) -> None:
-        _forget(out, *DRAWN)
+        forget(out, *DRAWN)
         progress("extract", images_done, total, rate)
 
     progress("extract", 0, None, "images")
@@ -223,7 +223,7 @@ def _extract(
             check=_check_layers(mixture),
             **extraction,
         )
-    _forget(out, *DRAWN)
+    forget(out, *DRAWN)
     return done
 
 
@@ -245,7 +245,7 @@ def _open_live(
             check=_check_layers(mixture),
             **extraction,
         )
-    _forget(out, *DRAWN, "features.h5")
+    forget(out, *DRAWN, "features.h5")
     return live
 
 
@@ -259,7 +259,7 @@ def _check_layers(mixture: dict[str, Any]) -> Callable[[Sequence[LayerRecord]], 
     return check
 
 
-def _forget(out: Path, *names: str) -> None:
+def forget(out: Path, *names: str) -> None:
     for name in names:
         (out / name).unlink(missing_ok=True)
 
@@ -277,7 +277,7 @@ def _new_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _outside(images: Sequence[Path], folder: Path) -> list[Path]:
+def outside(images: Sequence[Path], folder: Path) -> list[Path]:
     """The images that do not lie below a folder: an earlier run's label images are no input."""
     own = os.path.abspath(folder)  # noqa: PTH100 (resolve would follow links)
     kept = [image for image in images if not Path(os.path.abspath(image)).is_relative_to(own)]  # noqa: PTH100
@@ -286,7 +286,7 @@ def _outside(images: Sequence[Path], folder: Path) -> list[Path]:
     return kept
 
 
-def _check_free(out: Path, layers: Sequence[str], replace: bool) -> None:
+def check_free(out: Path, layers: Sequence[str], replace: bool) -> None:
     """Refuse where results are, unless they may be replaced, and where a file is in the way of a folder."""
     folders = [out / layer for layer in layers if Path(layer).name == layer]  # others are no layers
     for folder in (out, *folders):
@@ -310,7 +310,7 @@ def _check_rows(record: LayerRecord, n_rows: int, n_components: int) -> None:
         )
 
 
-def _layers_of(out: Path) -> list[str]:
+def layers_of(out: Path) -> list[str]:
     """The layers of an earlier run, by its store or its summary, where one can be read; results of others stay."""
     names: list[str] = []
     try:
@@ -321,7 +321,7 @@ def _layers_of(out: Path) -> list[str]:
     return [name for name in names if Path(name).name == name and name != ".."]
 
 
-def _remove_results(folder: Path) -> None:
+def remove_results(folder: Path) -> None:
     """Remove what a run wrote for a layer, and no other file."""
     remove_labels(folder)
     (folder / "model.h5").unlink(missing_ok=True)

@@ -120,6 +120,12 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], needed: Sequence[s
         _assign(module, name, value)
 
 
+def missing(state: dict[str, Tensor], needed: Sequence[str]) -> list[str]:
+    """Return those of the names `needed` that a state dict lacks; running counts of batches are not asked for."""
+    names = {_modern(name) for name in state}
+    return [name for name in needed if name not in names and not name.endswith("num_batches_tracked")]
+
+
 def _assign(module: nn.Module, name: str, value: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     part = module.get_submodule(owner)

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,32 @@ def save(ax: Axes, path: str | os.PathLike[str]) -> None:
         raise ValueError("these axes belong to no figure any more")
     with written_aside(path) as aside:
         figure.savefig(aside, format=path.suffix[1:].lower(), dpi=150)
+
+
+def plot_clusters_in_use(atlas: Mapping[str, Any], ax: Axes | None = None) -> Axes:
+    """Plot clusters in use against depth, one tick a layer: over all images by seed, and in an image.
+
+    atlas: what `fastclust.views.atlas.draw_atlas` returns, and atlas.json holds. The line is the median over seeds,
+    the points are the seeds; the band goes from the first to the third quartile over images and seeds.
+    """
+    layers = atlas["layers"]
+    depth = np.arange(1, len(layers) + 1)
+    seeds = [[fit["clusters_in_use"] for fit in layer["fits"]] for layer in layers]
+    inside = [[n for fit in layer["fits"] for n in fit["clusters_in_image"]] for layer in layers]
+    low, middle, high = np.array([np.percentile(counts, (25, 50, 75)) for counts in inside]).T
+    weights = "" if atlas["learned_features"] else ", random weights"
+    ax = new_axes(ax, title=f"{atlas['model']}{weights}", xlabel="weight layer", ylabel="clusters in use")
+    ax.fill_between(depth, low, high, color=SECOND, alpha=0.25, linewidth=0, label="in an image, quartiles")
+    ax.plot(depth, middle, color=SECOND, linestyle="--", label="in an image, median")
+    ax.plot(depth, [np.median(counts) for counts in seeds], color=INK, label="in all images, median of seeds")
+    places = np.repeat(depth, [len(counts) for counts in seeds])
+    ax.scatter(places, np.concatenate(seeds), color=INK, s=12, alpha=0.6, label="in all images, each seed")
+    ax.step(depth, [layer["components"] for layer in layers], where="mid", color="0.6", linewidth=1, linestyle=":")
+    ax.annotate("components", (depth[0], layers[0]["components"]), color="0.4", fontsize=8, va="bottom")
+    ax.set_xticks(depth, [layer["name"] for layer in layers], rotation=90 if len(layers) > 6 else 0, fontsize=8)
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, fontsize=8)
+    return ax
 
 
 def plot_bound(model: FittedMixture, ax: Axes | None = None) -> Axes:
