@@ -30,7 +30,7 @@ from fastclust.writer import create_store
 SIDE, WIDTH = 224, 64
 IMAGES = (2, 20, 200, 1000, 2000)  # of 50,176 rows
 WHOLE = 1000  # images, whose passes are also timed in memory
-FITTED, SAMPLE = 200, 400_000  # images of the fit to all rows; rows of the fit to a part of them
+FITTED, SAMPLE = 1000, 2_000_000  # images of the fit to all rows; rows of the fit to a part of them
 LIMIT = 2 << 30  # bytes
 PASSES = 4
 TOL = 1e-3  # nats a row, of the fits
