@@ -24,15 +24,22 @@ SUFFIXES = (".png", ".svg", ".pdf")
 INK, SECOND, THIRD = "#1f5fa8", "#b5541c", "#2f7d4f"  # lines, of which no two differ by colour alone
 
 
-def new_axes(ax: Axes | None = None, *, title: str = "", xlabel: str = "", ylabel: str = "") -> Axes:
-    """Return axes with title and labels, without the upper and right spine; new ones where ax is None.
+def new_axes(
+    ax: Axes | None = None,
+    *,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    size: tuple[float, float] = (7, 4.2),
+) -> Axes:
+    """Return axes with title and labels, without the upper and right spine; new ones, `size` inches, where ax is None.
 
     New ones belong to a Figure of their own, not to pyplot's list, so nothing needs to be closed.
     """
     if ax is None:
         from matplotlib.figure import Figure
 
-        ax = Figure(figsize=(7, 4.2), layout="constrained").add_subplot()
+        ax = Figure(figsize=size, layout="constrained").add_subplot()
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
@@ -69,7 +76,9 @@ def plot_clusters_in_use(atlas: Mapping[str, Any], ax: Axes | None = None) -> Ax
     inside = [[n for fit in layer["fits"] for n in fit["clusters_in_image"]] for layer in layers]
     low, middle, high = np.array([np.percentile(counts, (25, 50, 75)) for counts in inside]).T
     weights = "" if atlas["learned_features"] else ", random weights"
-    ax = new_axes(ax, title=f"{atlas['model']}{weights}", xlabel="weight layer", ylabel="clusters in use")
+    longest = max(len(layer["name"]) for layer in layers)
+    size = max(7, 0.35 * len(layers)), 4 + (0.075 * longest if len(layers) > 6 else 0.2)
+    ax = new_axes(ax, title=f"{atlas['model']}{weights}", xlabel="weight layer", ylabel="clusters in use", size=size)
     ax.fill_between(depth, low, high, color=SECOND, alpha=0.25, linewidth=0, label="in an image, quartiles")
     ax.plot(depth, middle, color=SECOND, linestyle="--", label="in an image, median")
     ax.plot(depth, [np.median(counts) for counts in seeds], color=INK, label="in all images, median of seeds")
