@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.data import relu1_2
 from benchmarks.timing import short, spread
 from fastclust import DPGMM, load, machine
-from fastclust.pipeline import fit_layer
+from fastclust.layer_fit import fit_layer
 from fastclust.store import ImageRecord, LayerRecord, open_store
 from fastclust.writer import create_store
 

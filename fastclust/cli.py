@@ -235,8 +235,8 @@ def fit(
     from fastclust.describe import check_replaceable
     from fastclust.group import ranks
     from fastclust.launch import joined_group
+    from fastclust.layer_fit import check_mixture, fit_layer
     from fastclust.model_file import FORMAT
-    from fastclust.pipeline import check_mixture, fit_layer
     from fastclust.store import open_store
 
     if resume and checkpoint is None:
@@ -284,7 +284,7 @@ def label(
     from fastclust.group import together
     from fastclust.labels import label_layer
     from fastclust.launch import joined_group
-    from fastclust.pipeline import check_device
+    from fastclust.layer_fit import check_device
     from fastclust.saved import load
     from fastclust.store import open_store
 

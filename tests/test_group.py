@@ -64,24 +64,37 @@ def test_a_group_finds_what_one_process_finds(tmp_path):
     assert (np.diff(one["batches lower_bounds_"])[1:] > 0).all()  # the second call brought new rows
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("nan", "process 1 (pid {pid} on {host}) failed: ValueError: Input X contains NaN"),
-        ("killed", "process 1 (pid {pid} on {host}) has died: no sign of life for 20 seconds"),
-        ("stopped", "process 1 (pid {pid} on {host}) has died: no sign of life for 20 seconds"),
-    ],
-)
-def test_no_process_waits_for_one_that_died(what, message, tmp_path):
-    began = time.monotonic()
-    first, second = start(tmp_path, what)
-    _, said = first.communicate(timeout=100)
-    assert first.returncode == 1
-    second.send_signal(signal.SIGKILL)
-    second.communicate()
+FAILURES = {
+    "nan": "process 1 (pid {pid} on {host}) failed: ValueError: Input X contains NaN",
+    "killed": "process 1 (pid {pid} on {host}) has died: no sign of life for 20 seconds",
+    "stopped": "process 1 (pid {pid} on {host}) has died: no sign of life for 20 seconds",
+}
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, int, float]]:
+    """What the first process of each group said, whose second one fails; that one's id; and the seconds that took.
+
+    The groups run at the same time, for they mostly wait.
+    """
+    folders = {what: tmp_path_factory.mktemp(what) for what in FAILURES}
+    groups = {what: start(folder, what) for what, folder in folders.items()}
+    found = {}
+    for what, (first, second) in groups.items():
+        _, said = first.communicate(timeout=100)
+        assert first.returncode == 1
+        found[what] = said, second.pid, time.time() - (folders[what] / "fails").stat().st_mtime
+        second.send_signal(signal.SIGKILL)
+        second.communicate()
+    return found
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_no_process_waits_for_one_that_died(what: str, failing: dict[str, tuple[str, int, float]]) -> None:
+    said, pid, seconds = failing[what]
     last = said.strip().splitlines()[-1]
-    assert f"RuntimeError: {message.format(pid=second.pid, host=socket.gethostname())}" in last
-    assert time.monotonic() - began < 60
+    assert f"RuntimeError: {FAILURES[what].format(pid=pid, host=socket.gethostname())}" in last
+    assert seconds < 60
 
 
 def test_processes_that_would_fit_different_models_say_so(tmp_path):

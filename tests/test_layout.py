@@ -20,6 +20,7 @@ MAY_IMPORT = {
         "group",
         "labels",
         "launch",
+        "layer_fit",
         "merge",
         "model_file",
         "options",
@@ -34,20 +35,8 @@ MAY_IMPORT = {
     "options": set(),
     "demo": {"weights"},
     "describe": {"checkpoint", "model_file", "saved", "seal", "store"},
-    "pipeline": {
-        "atomic",
-        "blocks",
-        "checkpoint",
-        "estimator",
-        "extract",
-        "group",
-        "kernels",
-        "labels",
-        "live",
-        "views.page",
-        "report",
-        "store",
-    },
+    "pipeline": {"atomic", "extract", "labels", "layer_fit", "live", "report", "store", "views.page"},
+    "layer_fit": {"blocks", "checkpoint", "estimator", "group", "kernels", "labels", "store"},
     "labels": {"arrays", "atomic", "fitted", "group", "parts", "picture", "store"},
     "views.page": {
         "atomic",
@@ -139,8 +128,8 @@ MAY_IMPORT = {
     "views.commands": {
         "console",
         "describe",
+        "layer_fit",
         "options",
-        "pipeline",
         "saved",
         "store",
         "views.atlas",
@@ -153,6 +142,7 @@ MAY_IMPORT = {
         "extract",
         "fitted",
         "labels",
+        "layer_fit",
         "networks",
         "parts",
         "picture",
@@ -211,6 +201,14 @@ def test_importing_fastclust_loads_no_optional_compiler() -> None:
     code = f"import sys, fastclust; print(sorted({OWN_FILE_ONLY!r} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_fitting_and_labelling_load_no_torchvision() -> None:
+    """It takes longer to load than all the rest: seconds before each `fastclust fit`, and in each of its processes."""
+    loaded = "from fastclust import describe, labels, launch, layer_fit, saved"
+    code = f"import sys; {loaded}; print('torchvision' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
 
 
 def test_kernels_refuse_their_bare_name() -> None:

@@ -16,8 +16,9 @@ from torchvision import models
 
 from fastclust import decode, live
 from fastclust.extract import extract
+from fastclust.layer_fit import fit_layer
 from fastclust.live import LiveStore, open_live
-from fastclust.pipeline import fit_layer, run
+from fastclust.pipeline import run
 from fastclust.store import DONE, LEFT_OUT, open_store
 
 TWO: dict[str, Any] = {

@@ -17,7 +17,7 @@ from test_images import photograph
 
 import fastclust
 from fastclust import console, demo, weights
-from fastclust.pipeline import fit_layer
+from fastclust.layer_fit import fit_layer
 from fastclust.store import open_store
 
 LAYERS = ("1", "features.12")

@@ -171,7 +171,7 @@ def test_two_processes_extract_what_one_does_into_one_store_or_two(store: Path, 
 
 
 def test_a_process_that_is_killed_ends_the_others_and_a_restart_goes_on(store: Path, tmp_path: Path) -> None:
-    fit = ("fit", store, *MIXTURE[:2], "--max-iter", 300, "--tol", 0, "--every", "0s")
+    fit = ("fit", store, *MIXTURE[:2], "--max-iter", 150, "--tol", 0, "--every", "0s")
 
     def start(name: str, restarts: int) -> subprocess.Popen:
         files = ("--out", tmp_path / f"{name}.h5", "--checkpoint", tmp_path / f"{name}.checkpoint", "--resume")

@@ -28,9 +28,10 @@ from fastclust.atomic import write_json, written_aside
 from fastclust.extract import extract, find_images, input_image, list_layers
 from fastclust.fitted import FittedMixture
 from fastclust.labels import Labels, Progress, even, label_layer, quiet
+from fastclust.layer_fit import check_mixture, fit_layer
 from fastclust.networks import Network
 from fastclust.parts import let_go
-from fastclust.pipeline import DRAWN, check_free, check_mixture, fit_layer, forget, layers_of, outside, remove_results
+from fastclust.pipeline import DRAWN, check_free, forget, layers_of, outside, remove_results
 from fastclust.plan import network_size, open_weights
 from fastclust.store import LayerRecord, Store, open_store
 from fastclust.views.plots import plot_clusters_in_use, save

@@ -53,7 +53,7 @@ def report(
     layer the weights and the bound. The page needs nothing but itself, and keeps below 10 MB: of many images, and of
     large ones, it shows a part and says so.
     """
-    from fastclust.pipeline import check_device
+    from fastclust.layer_fit import check_device
     from fastclust.views.page import report_run
 
     check_device(device, backend)
