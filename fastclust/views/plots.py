@@ -54,14 +54,20 @@ def check_plot(path: Path) -> None:
 
 
 def save(ax: Axes, path: str | os.PathLike[str]) -> None:
-    """Write the figure of these axes to a file, whole or not at all. Raises as `check_plot`, and OSError."""
+    """Write the figure of these axes to a file, whole or not at all; an SVG's text stays text.
+
+    Raises as `check_plot`, and OSError.
+    """
+    import matplotlib
+
     path = Path(path)
     check_plot(path)
     figure = ax.get_figure(root=True)
     if figure is None:
         raise ValueError("these axes belong to no figure any more")
-    with written_aside(path) as aside:
-        figure.savefig(aside, format=path.suffix[1:].lower(), dpi=150)
+    kind = path.suffix[1:].lower()
+    with written_aside(path) as aside, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+        figure.savefig(aside, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
 def plot_clusters_in_use(atlas: Mapping[str, Any], ax: Axes | None = None) -> Axes:
