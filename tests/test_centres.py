@@ -298,7 +298,7 @@ BAD: dict[str, tuple[str, str]] = {
     "no masks": ("{}/out --layer features.4 --masks {}/nowhere --out $out", "{}/nowhere is not a folder"),
     "masks of others": (
         "{}/out --layer features.4 --masks {}/out --out $out",
-        "{}/out has no mask of any image: expected 0_mask.png, 0.png or 0_mask.txt.gz",
+        "{}/out has no mask of any image: expected 0_mask.png, 0_mask.txt.gz, 0.png, 0.txt.gz and so on",
     ),
     "images are no masks": ("{}/out --layer features.4 --masks {}/images --out $out", "has no mask of any image"),
     "plot alone": ("{}/out --layer features.4 --plot p.png --out $out", "name the masks with --masks"),

@@ -15,6 +15,8 @@ from fastclust.views.detection import (
     Score,
     centroids,
     find_mask,
+    find_masks,
+    input_mask,
     mask_as_input,
     match,
     read_mask,
@@ -183,6 +185,20 @@ def test_a_mask_is_found_by_the_stem_and_is_never_the_image(tmp_path: Path) -> N
     (other / "a.b.png").touch()
     assert find_mask(other, record(image)) == other / "a.b.png"
     assert find_mask(other, record(tmp_path / "gone" / "a.b.jpg")) == other / "a.b.png"
+
+
+def test_one_mask_is_not_that_of_two_images(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    images = {0: record("x/a.jpg"), 2: record("x/b.jpg")}
+    assert find_masks(tmp_path, images) == {0: tmp_path / "a.png"}
+    with pytest.raises(ValueError, match=r"a\.png would be the mask of x/a\.jpg and of y/a\.jpg"):
+        find_masks(tmp_path, images | {5: record("y/a.jpg")})
+    with pytest.raises(ValueError, match=r"has no mask of any image: expected b_mask\.png"):
+        find_masks(tmp_path, {2: images[2]})
+    with pytest.raises(NotADirectoryError, match=r"a\.png is not a folder"):
+        find_masks(tmp_path / "a.png", images)
+    with pytest.raises(ValueError, match="it has no mask"):
+        input_mask(None, images[2], WHOLE)
 
 
 def test_a_plot_shows_medians_and_ranges_of_what_is_known(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,9 @@ def run(
 ) -> list[dict[str, Any]]:
     """Return a record of each layer with learned and with random weights, and of colours."""
     folder = Path(os.environ["FASTCLUST_DATA"])
+    layers = (_network(folder, name, *of, seeds) for name, of in networks.items())
     cases = []
-    for case in (
-        _colours(folder, seeds),
-        *(layer for name, (file, layers) in networks.items() for layer in _network(folder, name, file, layers, seeds)),
-    ):
+    for case in chain([_colours(folder, seeds)], *layers):
         cases.append(case)
         print(line(case), flush=True)
     return cases

@@ -52,7 +52,7 @@ from fastclust.reader import placement
 from fastclust.receptive import Field, receptive_fields
 from fastclust.saved import load
 from fastclust.store import ImageRecord, LayerRecord, Store, open_store
-from fastclust.views.detection import Score, find_mask, mask_as_input, read_mask, score, total
+from fastclust.views.detection import Score, find_masks, input_mask, score, total
 from fastclust.views.markers import Shown, marked, page, side_by_side
 from fastclust.views.regions import Centre, centres, foreground, unit_area
 
@@ -60,6 +60,7 @@ MIN_AREA = 25.0  # pixels of the input
 DISTANCE = 6.0  # pixels of the input: a nucleus's radius at half a micrometre a pixel, as in tiles of 40x at half size
 JUDGED = 32  # images that the rule sees, at most, evenly spread
 LEAST = 448  # pixels of a picture's shorter side, at least
+FEW = 8  # clusters that the page names
 WRITTEN = ("centres", "centres.csv", "centres.png", "detection.json")
 
 Bytes = NDArray[np.uint8]
@@ -134,7 +135,7 @@ def find_centres(
     if clusters is not None:
         _check_clusters(clusters, len(model.counts_))
     places = {int(index): store.images[index] for index in store.finished}
-    found_masks = {} if masks is None else _masks(masks, places)
+    found_masks = {} if masks is None else find_masks(masks, places)
     _check_out(out, overwrite)
     judged = [int(store.finished[place]) for place in even(len(places), JUDGED)] if clusters is None else []
     seen = dict[int, Any]()
@@ -163,7 +164,7 @@ def find_centres(
             drawn[image.name] = side_by_side(pixels, labels, chosen, rows[index], colours)
         if masks is not None:
             try:
-                mask = _mask(found_masks.get(index), masks, image, store.provenance["transform"])
+                mask = input_mask(found_masks.get(index), image, store.provenance["transform"])
             except ValueError as error:
                 left_out.append((image.path, str(error)))
             else:
@@ -171,8 +172,8 @@ def find_centres(
     progress("centres", len(places), len(places), "")
     found = Found(record, chosen, clusters is None, rows, scores, left_out)
     _write_table(store, rows, out / "centres.csv")
-    about = _about(store, found, len(drawn))
-    _write_png(out / "centres.png", page(drawn, record.name, **about))
+    counts = [len(rows[index]) for index in sorted(shown)]
+    _write_png(out / "centres.png", page(drawn, record.name, counts, **_about(store, found)))
     if masks is not None:
         write_json(out / "detection.json", summary(found, min_area, distance))
     return found
@@ -209,18 +210,19 @@ def clusters_in_words(clusters: Sequence[int]) -> str:
     return f"{'cluster' if len(clusters) == 1 else 'clusters'} {', '.join(map(str, clusters))}"
 
 
-def _about(store: Store, found: Found, drawn: int) -> dict[str, str]:
+def _about(store: Store, found: Found) -> dict[str, str]:
     """Return what stands above the page's images."""
     about, notes = store.provenance, []
     if about["weights"] == "random":
         notes.append(f"Random weights (seed {about['seed']}): these are not learned features.")
-    if drawn < len(found.centres):
-        notes.append(f"{drawn} of {len(found.centres)} images are shown.")
+    if len(found.centres) > SHOWN:
+        notes.append(f"{SHOWN} of {len(found.centres)} images are shown.")
     how = "chosen by the rule" if found.chosen else "named"
+    few = len(found.clusters) <= FEW
     return {
         "title": f"{about['model']}: cluster centres in the picture",
         "note": " ".join(notes),
-        "foreground": f"{clusters_in_words(found.clusters)}, {how}",
+        "foreground": f"{clusters_in_words(found.clusters) if few else f'{len(found.clusters)} clusters'}, {how}",
     }
 
 
@@ -272,30 +274,6 @@ def _read(record: ImageRecord, provenance: dict[str, Any]) -> Bytes:
     if pixels.shape[:2] != tuple(record.input_size):
         raise ValueError(f"{record.path} is no longer of the size that it was extracted at: extract anew")
     return pixels
-
-
-def _masks(folder: Path, images: dict[int, ImageRecord]) -> dict[int, Path]:
-    """Find the masks of images, by index. Raises where there is none at all, and where two images would share one."""
-    if not folder.is_dir():
-        kind = NotADirectoryError if folder.exists() else FileNotFoundError
-        raise kind(f"{folder} is not a folder: expected one of masks, named as the images are")
-    found = {index: path for index, image in images.items() if (path := find_mask(folder, image)) is not None}
-    if not found:
-        stem = Path(next(iter(images.values())).path).stem
-        raise ValueError(
-            f"{folder} has no mask of any image: expected {stem}_mask.png, {stem}.png or {stem}_mask.txt.gz"
-        )
-    for index, path in found.items():
-        twins = [other for other, its in found.items() if its == path and other != index]
-        if twins:
-            raise ValueError(f"{path} would be the mask of {images[index].path} and of {images[twins[0]].path}")
-    return found
-
-
-def _mask(path: Path | None, folder: Path, record: ImageRecord, transform: dict[str, Any]) -> Any:
-    if path is None:
-        raise ValueError(f"no mask in {folder}")
-    return mask_as_input(read_mask(path), record, transform)
 
 
 def _points(found: Sequence[Centre]) -> NDArray[np.float64]:

@@ -15,7 +15,6 @@ and `inside` is the share of the centres whose pixel is in some cell. Of nothing
 from __future__ import annotations
 
 import gzip
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +93,36 @@ def find_mask(folder: Path, record: ImageRecord) -> Path | None:
     return None
 
 
+def find_masks(folder: Path, images: Mapping[int, ImageRecord]) -> dict[int, Path]:
+    """Find the masks of images, by index, of those that have one.
+
+    Raises FileNotFoundError, NotADirectoryError, and ValueError where there is none at all, or one of two images.
+    """
+    if not folder.is_dir():
+        kind = NotADirectoryError if folder.exists() else FileNotFoundError
+        raise kind(f"{folder} is not a folder: expected one of masks, named as the images are")
+    found, users = dict[int, Path](), dict[Path, str]()
+    for index, image in images.items():
+        path = find_mask(folder, image)
+        if path is None:
+            continue
+        if path in users:
+            raise ValueError(f"{path} would be the mask of {users[path]} and of {image.path}: rename one of them")
+        found[index], users[path] = path, image.path
+    if not found:
+        stem = Path(next(iter(images.values())).path).stem
+        names = ", ".join(f"{stem}{suffix}" for suffix in SUFFIXES)
+        raise ValueError(f"{folder} has no mask of any image: expected {names} and so on")
+    return found
+
+
+def input_mask(path: Path | None, record: ImageRecord, transform: Mapping[str, Any]) -> Mask:
+    """Read a mask as `mask_as_input` returns it. Raises ValueError as that and `read_mask` do, and for None."""
+    if path is None:
+        raise ValueError("it has no mask")
+    return mask_as_input(read_mask(path), record, transform)
+
+
 def read_mask(path: Path) -> Mask:
     """Read a mask (H, W): a PNG of one integer a pixel, or gzipped text of width, height and H W integers, by rows.
 
@@ -166,9 +195,3 @@ def score(found: Points, mask: Mask, distance: float, cells: Points | None = Non
 def total(scores: Sequence[Score]) -> Score:
     """Return the score of all images together: counts are added, and shares are of these."""
     return sum(scores, Score(0, 0, 0, 0))
-
-
-def check_distance(distance: float) -> None:
-    """Raise ValueError for a distance that is not one."""
-    if not 0 <= distance < math.inf:
-        raise ValueError(f"distance {distance:g}: expected a number of pixels, 0 or above it")

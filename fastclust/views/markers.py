@@ -64,8 +64,16 @@ def side_by_side(
     return small, painted, marked(pixels, found, colours, scale)
 
 
-def page(shown: Mapping[str, Shown], layer: str, *, title: str, note: str, foreground: str) -> Bytes:
-    """Draw images side by side, a row for each by its name; note and foreground: a line above all, and of the layer."""
+def page(
+    shown: Mapping[str, Shown], layer: str, counts: Sequence[int], *, title: str, note: str, foreground: str
+) -> Bytes:
+    """Draw images side by side, a row for each by its name.
+
+    counts: of the centres in each. note: a line above all. foreground: a line on the layer's clusters.
+    """
     inputs, clusters, centred = zip(*shown.values(), strict=True)
-    columns = [picture.Column(layer, clusters, foreground), picture.Column("centres", centred, "of the regions")]
+    columns = [
+        picture.Column(layer, clusters, foreground),
+        picture.Column("centres", centred, "of its regions", [f"{count} here" for count in counts]),
+    ]
     return np.asarray(picture.montage(inputs, columns, title=title, note=note or None, row_names=list(shown)))
