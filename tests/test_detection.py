@@ -122,6 +122,7 @@ def test_a_mask_lies_on_the_input_as_its_image_does(tmp_path: Path) -> None:
     assert len(regionprops(own)) == 2
     whole = mask_as_input(mask, record("image.png", (100, 130)), WHOLE)
     assert np.array_equal(whole > 0, mask > 0)
+    assert np.unique(mask_as_input(np.full((4, 5), 2**40), record("image.png"), WHOLE)).tolist() == [1]
     with pytest.raises(ValueError, match="its mask is 130 x 100 and the image 130 x 101"):
         mask_as_input(mask, record("image.png", (101, 130)), WHOLE)
 
@@ -159,12 +160,16 @@ def test_files_that_are_no_masks_are_named(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "whole.txt.gz", "wt") as file:
         file.write("100 100 " + "123 " * 10_000)
     (tmp_path / "cut.txt.gz").write_bytes((tmp_path / "whole.txt.gz").read_bytes()[:60])
+    damaged = bytearray((tmp_path / "whole.txt.gz").read_bytes())
+    damaged[20:60] = b"\xff" * 40
+    (tmp_path / "damaged.txt.gz").write_bytes(damaged)
     (tmp_path / "binary.txt.gz").write_bytes(gzip.compress(b"\xff\xfe\x00"))
     for name, why in (
         ("colour.png", "pixels of mode RGB"),
         ("text.png", "not a mask"),
         ("plain.txt.gz", "not a mask"),
         ("cut.txt.gz", "not a mask"),
+        ("damaged.txt.gz", "not a mask"),
         ("binary.txt.gz", "not a mask"),
     ):
         with pytest.raises(ValueError, match=why) as raised:

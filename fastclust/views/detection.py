@@ -15,6 +15,7 @@ and `inside` is the share of the centres whose pixel is in some cell. Of nothing
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from skimage.measure import regionprops_table
-from skimage.segmentation import relabel_sequential
 
 from fastclust.reader import UNREADABLE, fit, one_line
 from fastclust.store import ImageRecord
@@ -140,7 +140,7 @@ def read_mask(path: Path) -> Mask:
                 if image.mode not in MODES:
                     raise ValueError(f"pixels of mode {image.mode}, and one integer a pixel is expected")
                 mask = np.array(image).astype(np.int64)
-    except UNREADABLE as error:
+    except (*UNREADABLE, zlib.error) as error:
         raise ValueError(f"{path} is not a mask that can be read ({one_line(error, str(path))})") from None
     if mask.min() < 0:
         raise ValueError(f"{path} is not a mask that can be read (the number {mask.min()}: expected 0 or more)")
@@ -155,7 +155,8 @@ def mask_as_input(mask: Mask, record: ImageRecord, transform: Mapping[str, Any])
     if mask.shape != tuple(record.size):
         sizes = " and the image ".join(f"{width} x {height}" for height, width in (mask.shape, record.size))
         raise ValueError(f"its mask is {sizes}: expected one as large as the image")
-    numbers = relabel_sequential(mask)[0].astype(np.int32)  # type: ignore[no-untyped-call]
+    ids, numbers = np.unique(mask, return_inverse=True)  # ids may be large: a table of all below them is none here
+    numbers = (numbers.reshape(mask.shape) + (ids[0] > 0)).astype(np.int32)
     return np.asarray(fit(Image.fromarray(numbers), transform, "nearest"), dtype=np.int64)
 
 
