@@ -40,16 +40,19 @@ def read_image(path: str, transform: Mapping[str, Any]) -> NDArray[np.uint8]:
     """
     with _open(path) as image:
         upright = _to_rgb(ImageOps.exif_transpose(image))
-    return np.array(fit(upright, transform, transform["interpolation"]))
+    if transform["resize"] is not None:
+        upright = fit(upright, transform, transform["interpolation"])
+    return np.array(upright)
 
 
 def fit(image: Any, transform: Mapping[str, Any], interpolation: str) -> Any:
     """Resize and crop an upright Pillow image as a transform says; interpolation: that of Pillow's with this name."""
+    if transform["resize"] is None:
+        return image
     (height, width), (top, left) = placement((image.height, image.width), transform)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling[interpolation.upper()])
-    side = transform["crop"]
-    return image if side is None else image.crop((left, top, left + side, top + side))
+    return image.crop((left, top, left + transform["crop"], top + transform["crop"]))
 
 
 def placement(size: tuple[int, int], transform: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.measure import label
 
 from benchmarks.findings import detection as suite
@@ -74,6 +75,23 @@ def case(network: str, layer: str, weights: str, f1: tuple[float, ...], group: f
     pixel = np.arange(SIZE)
     axes = Axis(1, 2, 0, pixel, pixel)
     return suite._case(network, layer, weights, Field(axes, axes), seeds, 1.0, {})
+
+
+def test_the_picture_shows_colours_and_learned_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, Any] = {}
+    drawn = suite.plot_detection
+    monkeypatch.setattr(suite, "plot_detection", lambda some, *more, **named: shown.update(some) or drawn(some, *more))
+    cases = [
+        case("", "pixels", suite.COLOUR, (0.3, 0.4), 0.6),
+        case("vgg19", "relu1_1", suite.LEARNED, (0.45, 0.6), 0.8),
+        case("vgg19", "relu1_1", suite.RANDOM, (0.2, 0.3), 0.5),
+    ]
+    suite.draw({"cases": cases}, tmp_path / "plot.png")
+    assert {name: [one["f1"] for one in some] for name, some in shown.items()} == {
+        "colours": [0.3, 0.4],
+        "vgg19 relu1_1": [0.45, 0.6],
+    }
+    assert Image.open(tmp_path / "plot.png").size[0] > 1000
 
 
 def test_the_page_says_who_wins() -> None:

@@ -11,6 +11,8 @@ random weights. Beside the rule there are, of the same fit,
 
 and of colours alone the same mixture and rule on the pixels of the inputs. One tile has a mask of another size than its
 own: it is fitted and judged with the others, and not scored.
+
+`python -m benchmarks.plot` draws a record's colours and layers of learned weights, too.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.timing import short
@@ -38,6 +41,7 @@ from fastclust.receptive import Axis, Field, receptive_fields
 from fastclust.store import Store, open_store
 from fastclust.views.centres import DISTANCE, MIN_AREA
 from fastclust.views.detection import Mask, Points, Score, centroids, find_mask, mask_as_input, read_mask, score, total
+from fastclust.views.plots import plot_detection, save
 from fastclust.views.regions import centres, foreground, groups, unit_area
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -236,12 +240,13 @@ def tables(record: dict[str, Any]) -> str:
     cases = record["cases"]
     settings, machine = cases[0]["settings"], record["machine"]
     n_seeds = len(cases[0]["seeds"])
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     about = (
         f"Medians over {n_seeds} seeds, least and largest in brackets. {cases[0]['nuclei']} nuclei of "
         f"{cases[0]['tiles_scored']} tiles at {settings['size']} pixels; matched within {settings['distance']:g} "
         f"pixels of the input; regions of at least {settings['min_area']:g} pixels; mixtures of at most "
         f"{settings['n_components']} components fitted to {settings['sample']:,} rows (all, where there are fewer), "
-        f"tol {settings['tol']:g}, at most {settings['max_iter']} passes. {machine['cpu']}, {machine['cores']} cores, "
+        f"tol {settings['tol']:g}, at most {settings['max_iter']} passes. {machine['cpu']}, {cores}, "
         f"commit {record['commit'][:12]}, {record['date']}."
     )
     header = ["network", "layer", "step", "precision", "recall", "F1", "F1, random weights", "F1 of chance"]
@@ -285,3 +290,14 @@ def _verdict(colour: dict[str, Any], pairs: Sequence[tuple[dict[str, Any], dict[
         f"{f1(colour, 'group'):.2f}. Above chance by the rule are {sum(f1(a) > f1(a, 'chance') for a, _ in pairs)} of "
         f"{n} layers of learned weights."
     )
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Plot precision, recall and F1 of colours and of every layer of learned weights, with their ranges over seeds."""
+    shown = {
+        f"{case['network']} {case['layer']}" if case["network"] else "colours": case["seeds"]
+        for case in record["cases"]
+        if case["weights"] != RANDOM
+    }
+    ax = Figure(figsize=(12, 4.8), layout="constrained").add_subplot()
+    save(plot_detection(shown, ax, title="Centres against nuclei: medians and ranges over seeds"), path)

@@ -15,6 +15,7 @@ from fastclust.views.regions import Centre
 
 CELL = 224  # pixels of an image's longer side in a page, at most
 RADIUS, PART = 4.5, 0.01  # of a marker: pixels, or this part of the shorter side where that is more
+SMALL = 3.5  # pixels, of a marker in a page
 BACKGROUND = (226, 226, 226)
 FINE = 8  # a disc is drawn so many times as large, and reduced
 
@@ -23,18 +24,18 @@ Shown = tuple[Bytes, Bytes, Bytes]
 """An input, its foreground clusters, and the input with its centres: (H, W, 3) each."""
 
 
-def marked(pixels: Bytes, found: Sequence[Centre], colours: Bytes, scale: float) -> Bytes:
+def marked(pixels: Bytes, found: Sequence[Centre], colours: Bytes, scale: float, radius: float = RADIUS) -> Bytes:
     """Return an input (H, W, 3), `scale` times as large, with a marker at each centre.
 
     A marker is a disc of the cluster's colour in a white ring in a black one: one of them is seen on any ground.
-    colours: (K, 3), of the clusters.
+    colours: (K, 3), of the clusters. radius: of a marker at least, in pixels.
     """
     height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
     for one in found:
-        disc = _disc(tuple(int(value) for value in colours[one.cluster]), max(RADIUS, PART * min(height, width)))
+        disc = _disc(tuple(int(value) for value in colours[one.cluster]), max(radius, PART * min(height, width)))
         x, y = ((at + 0.5) * scale - 0.5 for at in (one.column, one.row))
         image.paste(disc, (round(x - (disc.width - 1) / 2), round(y - (disc.height - 1) / 2)), disc)
     return np.asarray(image)
@@ -61,7 +62,7 @@ def side_by_side(
     kept = np.full_like(colours, BACKGROUND)
     kept[list(clusters)] = colours[list(clusters)]
     painted = picture.paint(picture.enlarge(labels, (small.shape[0], small.shape[1])), kept)
-    return small, painted, marked(pixels, found, colours, scale)
+    return small, painted, marked(pixels, found, colours, scale, SMALL)
 
 
 def page(

@@ -100,7 +100,8 @@ def plot_detection(
         places = np.array([place + aside for place, values in enumerate(known) if values])
         middle, low, high = (np.array([of(values) for values in known if values]) for of in (np.median, min, max))
         ax.vlines(places, low, high, color=colour, linewidth=1.5)
-        ax.plot(places, middle, marker, color=colour, markersize=5, label="F1" if kind == "f1" else kind)
+        name = "F1" if kind == "f1" else kind
+        ax.plot(places, middle, marker, color=colour, markersize=5, label=name, clip_on=False)
     ax.set_xticks(
         range(len(scores)),
         list(scores),
@@ -108,5 +109,5 @@ def plot_detection(
         ha="right" if len(scores) > 4 else "center",
     )
     ax.set(ylim=(0, 1), xlim=(-0.6, len(scores) - 0.4))
-    ax.legend(frameon=False, ncols=3, loc="upper right")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside: points may be anywhere
     return ax
