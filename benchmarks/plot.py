@@ -3,6 +3,8 @@
 It is a picture of the first record of the growth suite, or, where there is none, of the diag cases of the first one of
 "cpu" that differ in their rows alone. Both axes are logarithmic, so that a cost per row that is constant is a straight
 line of slope one. Colours follow the reader's light or dark scheme, background included.
+
+.github/detection.png, where there is a record of the detection suite, is `benchmarks.findings.detection.draw`'s.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import sys
 from typing import Any
 from xml.sax.saxutils import escape
 
+from benchmarks.findings import detection
 from benchmarks.table import README, load
 
 SVG = README.parent / ".github" / "growth.svg"
+DETECTION = SVG.with_name("detection.png")
 WIDTH, HEIGHT = 880, 470
 LEFT, RIGHT, TOP, BOTTOM = 84, 200, 64, 62  # margins
 SPACING = 17  # of labels, from one to the next at least
@@ -36,8 +40,13 @@ Series = dict[str, dict[int, float]]
 
 def main() -> int:
     """Write the picture."""
-    SVG.write_text(draw(*chosen(load())))
+    records = load()
+    SVG.write_text(draw(*chosen(records)))
     print(f"wrote {SVG.name}")
+    for record in records:
+        if record["suite"] == "detection":
+            detection.draw(record, DETECTION)
+            print(f"wrote {DETECTION.name}")
     return 0
 
 

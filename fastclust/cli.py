@@ -44,7 +44,7 @@ from fastclust.options import (
     Workers,
 )
 from fastclust.views import commands as views
-from fastclust.views.commands import reported
+from fastclust.views.command_report import reported
 
 app = typer.Typer(
     name="fastclust",

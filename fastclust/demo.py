@@ -14,14 +14,17 @@ SAMPLES = {
     "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
     "skimage.data": ("ihc.png", "astronaut.png", "coffee.png", "chelsea.png"),
 }
+BLOBS = {"skimage.data": ("ihc.png", "coins.png", "hubble_deep_field.jpg")}  # what has many small round things
 
 
-def sample_images() -> list[Path]:
+def sample_images(samples: dict[str, tuple[str, ...]] = SAMPLES) -> list[Path]:
     """Return the sample photographs: two of scikit-learn's, four of scikit-image's; ihc.png is stained tissue.
+
+    samples: files by package, instead of these.
 
     Raises FileNotFoundError where a package came without them.
     """
-    found = [Path(str(files(package) / name)) for package, names in SAMPLES.items() for name in names]
+    found = [Path(str(files(package) / name)) for package, names in samples.items() for name in names]
     missing = [path.name for path in found if not path.is_file()]
     if missing:
         raise FileNotFoundError(f"scikit-learn or scikit-image came without {', '.join(missing)}: name photographs")

@@ -40,7 +40,7 @@ def _positive(value: float) -> float:
     return value
 
 
-def _not_negative(value: float) -> float:
+def not_negative(value: float) -> float:
     if not 0 <= value < math.inf:
         raise typer.BadParameter(f"expected 0 or a number above it, got {value:g}")
     return value
@@ -135,7 +135,7 @@ Alpha = Annotated[
 ]
 CovarianceType = Annotated[Covariance, typer.Option(help="Shape of a cluster.")]
 Tol = Annotated[
-    float, typer.Option(callback=_not_negative, help="Stop when a pass changes the bound by less, in nats a row.")
+    float, typer.Option(callback=not_negative, help="Stop when a pass changes the bound by less, in nats a row.")
 ]
 MaxIter = Annotated[int, typer.Option(min=1, help="Most passes over the rows.")]
 Seed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the start, and of random weights.")]

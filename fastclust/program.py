@@ -32,6 +32,7 @@ STOPPED = {
     "fit": "no model was written: the same command starts anew; with --checkpoint, --resume would go on",
     "label": "the label images so far are kept: the same command with --resume goes on",
     "atlas": "finished images are kept: the same command with --resume goes on, and fits again",
+    "centres": "the pictures so far are kept, the table is not written: the same command with --overwrite starts anew",
     "report": "no report was written: the same command starts anew",
 }
 

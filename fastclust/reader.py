@@ -41,8 +41,33 @@ def read_image(path: str, transform: Mapping[str, Any]) -> NDArray[np.uint8]:
     with _open(path) as image:
         upright = _to_rgb(ImageOps.exif_transpose(image))
     if transform["resize"] is not None:
-        upright = _crop(_resize(upright, transform["resize"], transform["interpolation"]), transform["crop"])
+        upright = fit(upright, transform, transform["interpolation"])
     return np.array(upright)
+
+
+def fit(image: Any, transform: Mapping[str, Any], interpolation: str) -> Any:
+    """Resize and crop an upright Pillow image as a transform says; interpolation: that of Pillow's with this name."""
+    if transform["resize"] is None:
+        return image
+    (height, width), (top, left) = placement((image.height, image.width), transform)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling[interpolation.upper()])
+    return image.crop((left, top, left + transform["crop"], top + transform["crop"]))
+
+
+def placement(size: tuple[int, int], transform: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return what an image of (height, width) pixels is resized to, and the (top, left) of what is cut out of that.
+
+    The shorter side is resized to what the transform says, and the longer cut to whole pixels, as torchvision cuts it;
+    of that the input is the centre square. No weights crop more than they resize to, so it lies inside.
+    """
+    if transform["resize"] is None:
+        return size, (0, 0)
+    side, (short, long) = transform["resize"], sorted(size)
+    other = int(side * long / short)
+    resized = (other, side) if size[1] <= size[0] else (side, other)
+    top, left = (round((length - transform["crop"]) / 2) for length in resized)
+    return resized, (top, left)
 
 
 def decode(path: str, size: tuple[int, int], transform: Mapping[str, Any]) -> Decoded:
@@ -99,20 +124,6 @@ def _to_rgb(image: Any) -> Any:
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")
     return image.convert("RGB")
-
-
-def _resize(image: Any, side: int, interpolation: str) -> Any:
-    """Resize so that the shorter side has `side` pixels; the longer is cut to whole pixels, as torchvision cuts it."""
-    short, long = sorted(image.size)
-    other = int(side * long / short)
-    size = (side, other) if image.width <= image.height else (other, side)
-    return image if image.size == size else image.resize(size, Image.Resampling[interpolation.upper()])
-
-
-def _crop(image: Any, side: int) -> Any:
-    """Cut the centre square out. No weights crop more than they resize to, so it lies inside."""
-    left, top = (round((length - side) / 2) for length in image.size)
-    return image.crop((left, top, left + side, top + side))
 
 
 if __name__ == "__main__":

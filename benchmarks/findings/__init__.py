@@ -9,4 +9,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-SUITES: dict[str, ModuleType] = {}
+from benchmarks.findings import detection
+
+SUITES: dict[str, ModuleType] = {"detection": detection}

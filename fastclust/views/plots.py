@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,4 +124,31 @@ def plot_weights(model: FittedMixture, ax: Axes | None = None) -> Axes:
     )
     ax.set_yscale("log")
     ax.legend(frameon=False)
+    return ax
+
+
+def plot_detection(
+    scores: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None = None, *, title: str = "Centres against cells"
+) -> Axes:
+    """Plot precision, recall and F1 of each of several layers, or images: medians, and lines from least to largest.
+
+    scores: by name, one for each seed, or a single one, with "precision", "recall" and "f1"; None counts for nothing.
+    """
+    ax = new_axes(ax, title=title, ylabel="precision, recall, F1")
+    kinds = (("precision", "^", INK), ("recall", "v", SECOND), ("f1", "o", THIRD))
+    for (kind, marker, colour), aside in zip(kinds, (-0.2, 0.0, 0.2), strict=True):
+        known = [[one[kind] for one in some if one[kind] is not None] for some in scores.values()]
+        places = np.array([place + aside for place, values in enumerate(known) if values])
+        middle, low, high = (np.array([of(values) for values in known if values]) for of in (np.median, min, max))
+        ax.vlines(places, low, high, color=colour, linewidth=1.5)
+        name = "F1" if kind == "f1" else kind
+        ax.plot(places, middle, marker, color=colour, markersize=5, label=name, clip_on=False)
+    ax.set_xticks(
+        range(len(scores)),
+        list(scores),
+        rotation=45 if len(scores) > 4 else 0,
+        ha="right" if len(scores) > 4 else "center",
+    )
+    ax.set(ylim=(0, 1), xlim=(-0.6, len(scores) - 0.4))
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside: points may be anywhere
     return ax
