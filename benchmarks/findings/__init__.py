@@ -9,4 +9,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-SUITES: dict[str, ModuleType] = {}
+from benchmarks.findings import composition
+
+SUITES: dict[str, ModuleType] = {"composition": composition}
