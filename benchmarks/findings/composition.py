@@ -88,7 +88,7 @@ def _measure(store: Store, weights: str, seed: int, records: dict[str, dict[str,
         found = cluster_images(store, layer, pool, MIXTURE | {"random_state": seed})
         whole = cluster_images(store, layer, pool, MIXTURE | {"random_state": seed}, pca=0)
         compared = agreement(found.clusters, labels, seed=seed)
-        used = compared.counts[found.sizes > 0]
+        used = compared.counts[compared.counts.any(axis=1)]
         chance = np.mean([tables.max(axis=2).sum(axis=1).mean() for tables in drawn(used, PERMUTATIONS, seed)])
         points = image_points(store, layer, pool)
         points = points if found.projection is None else found.projection(points)

@@ -5,8 +5,9 @@ Gauss-Wishart prior of `fastclust.DPGMM`, whose degrees of freedom are D, a clus
 
     1/2 sum_i (ln((n + D) / 2) - psi((n + i) / 2)),  i = 1 ... D,  about D^2 / 4n nats a point
 
-for not knowing its variances. With thousands of features and hundreds of images that outweighs any structure, and one
-cluster takes all. So as many components are kept as let a cluster of a tenth of N images pay 0.1 nats:
+for not knowing its variances. With thousands of features and hundreds of images that outweighs all but the plainest
+structure, and one cluster takes all. So as many components are kept as let a cluster of a tenth of N images pay 0.1
+nats:
 
     D = sqrt(N / 25), at least 2
 
