@@ -91,7 +91,8 @@ def test_principal_components_are_scikit_learns_whole_or_in_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("images", "features", "kept"), [(600, 1000, 4), (165, 4096, 2), (1, 10, 2), (50_000, 512, 44), (10**6, 64, 64)]
+    ("images", "features", "kept"),
+    [(600, 1000, 4), (165, 4096, 2), (1, 10, 0), (2, 10, 1), (50_000, 512, 44), (10**6, 64, 64)],
 )
 def test_as_many_components_are_kept_as_images_can_bear(images, features, kept):
     assert principal_components(images, features) == kept
@@ -105,10 +106,17 @@ def test_the_price_of_dimensions_is_what_the_rule_says():
     assert float(price) == pytest.approx(d**2 / (4 * n), rel=0.35)
 
 
-@pytest.mark.parametrize("wrong", [0, 9, 40])
-def test_more_components_than_there_can_be_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"--pca can be 1 to 8, or 0"):
-        project(blobs(20, 8, 2) if wrong != 9 else blobs(8, 20, 2), wrong)
+@pytest.mark.parametrize(("wrong", "n", "d"), [(0, 20, 8), (9, 20, 8), (9, 9, 20)])
+def test_more_components_than_there_can_be_are_refused(wrong, n, d):
+    with pytest.raises(ValueError, match=r"--pca can be at most 8; 0 is for the features themselves"):
+        project(blobs(n, d, 2), wrong)
+
+
+def test_points_that_are_all_the_same_have_no_variance_to_share():
+    rows = np.zeros((9, 5), dtype=np.float16)
+    projection, projected = project(rows, 2)
+    assert projection.share == 0
+    assert (projected == 0).all()
 
 
 def test_projecting_what_is_not_finite_is_refused():

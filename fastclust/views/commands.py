@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -254,7 +255,9 @@ def _plot_composition(result: Composition, path: Path) -> None:
     values, counts = tabulate(result.found.clusters, result.labels)
     ax = plot_composition(counts, values)
     ax.set_title(f"{result.layer}: composition of the clusters{result.remark}")
-    save(ax, path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in a script that the font lacks
+        save(ax, path)
     say(f"{path}: the composition by label")
 
 

@@ -52,12 +52,10 @@ def find_source(out: Path, data: str | None, weights: str | None = None) -> Sour
         found = Source(Path(data) / "images" / "cifar10", None, weights or own)
         for path in (found.images, *([] if weights else [Path(own)])):
             if not path.exists():
-                raise FileNotFoundError(
-                    f"{path} does not exist: unset FASTCLUST_DATA to draw sample photographs instead"
-                )
+                raise FileNotFoundError(f"{path} does not exist: unset FASTCLUST_DATA to draw sample photographs")
         return found
-    weights, why = choose_weights(MODEL)
-    return Source(out / "crops", cut_crops(out / "crops"), weights, why)
+    chosen, why = (weights, "") if weights else choose_weights(MODEL)
+    return Source(out / "crops", cut_crops(out / "crops"), chosen, why)
 
 
 def cut_crops(folder: Path) -> Path:

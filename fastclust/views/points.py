@@ -124,29 +124,31 @@ def pooled(features: NDArray[Any], pool: str) -> Floats:
 
 
 def principal_components(n_images: int, n_features: int) -> int:
-    """Return how many principal components of points to keep, by the rule above; n_features, where that is no more."""
-    return min(n_features, max(2, math.isqrt(n_images // 25)))
+    """Return how many principal components of points to keep, by the rule above, and no more than there are."""
+    return min(n_features, n_images - 1, max(2, math.isqrt(n_images // 25)))
 
 
 def project(points: Points, n_components: int) -> tuple[Projection, Points]:
     """Return the first principal components of points (n, D), and the points in them, (n, n_components) float32.
 
-    Raises ValueError where there are fewer points or features than components, and for one that is NaN or infinite.
+    Raises ValueError for more components than features, or than points but one, and for a feature that is NaN or
+    infinite.
     """
     n, d = points.shape
-    if not 1 <= n_components <= min(n, d):
+    if not 1 <= n_components <= min(n - 1, d):
         raise ValueError(
-            f"{n_components} principal components of {n} images of {d} features: --pca can be 1 to {min(n, d)}, or 0 "
-            "for the features themselves"
+            f"{n_components} principal components of {n} images of {d} features: --pca can be at most {min(n - 1, d)}; "
+            "0 is for the features themselves"
         )
     found = IncrementalPCA(n_components)
     for low, block in _blocks(points, n_components):
         values = np.asarray(block, dtype=np.float64)
         if not np.isfinite(values).all():
             raise ValueError("features are NaN or infinite: extract anew")
-        found.partial_fit(values)
+        with np.errstate(invalid="ignore"):  # points that are all the same have no variance to share
+            found.partial_fit(values)
         let_go(points, low, low + len(block))
-    projection = Projection(found.mean_, found.components_, float(found.explained_variance_ratio_.sum()))
+    projection = Projection(found.mean_, found.components_, float(np.nan_to_num(found.explained_variance_ratio_).sum()))
     projected = _scratch(n, n_components)
     for low, block in _blocks(points):
         projected[low : low + len(block)] = projection(block)
@@ -167,11 +169,13 @@ def cluster_images(
 
     parameters: of DPGMM, with n_components None for 50, or as many as there are images where these are fewer. pca: the
     principal components that are kept, 0 for the features themselves, None for the rule of the module.
-    Raises ValueError as `image_points` and `project`, where there are fewer images than components, and for a feature
-    that is NaN or infinite.
+    Raises ValueError as `image_points` and `project`, where there is one image, or fewer than components, and for a
+    feature that is NaN or infinite.
     """
     record, n_images = store.layer(layer), len(store.finished)
     check_finished(store)
+    if n_images < 2:
+        raise ValueError(f"{store.path} has features of one image: clusters of images need two or more")
     components = parameters["n_components"] or min(50, n_images)
     if n_images < components:
         raise ValueError(
@@ -183,7 +187,7 @@ def cluster_images(
     projection = None
     if kept and (pca is not None or kept < record.n_features):
         progress(f"project {layer}", 0, 1, f"{kept} principal components")
-        projection, points = project(points, min(kept, n_images) if pca is None else kept)
+        projection, points = project(points, kept)
         progress(f"project {layer}", 1, 1, "")
     model = DPGMM(**parameters | {"n_components": components})
 
