@@ -100,10 +100,12 @@ def images(
 ) -> None:
     """Cluster images, each one point, and say how the clusters are composed by label and by group (such as patients).
 
-    A point is an image's row of a dense layer, or its map of a convolutional layer pooled over its places. Writes
-    OUT/model.h5, OUT/clusters.csv, OUT/composition.csv, OUT/composition.json, and contact sheets: OUT/cluster-KK.png a
-    cluster, and OUT/contact.png of all. Purity, adjusted Rand index and normalised mutual information say how clusters
-    agree with labels and groups, p-values by permutation how often chance alone would do as well.
+    A point is an image's row of a dense layer, or its map of a convolutional layer pooled over its places; of many
+    features, the mixture sees the first principal components, since hundreds of images cannot tell clusters apart in
+    thousands of dimensions. Writes OUT/model.h5, OUT/projection.npz, OUT/clusters.csv, OUT/composition.csv,
+    OUT/composition.json, and contact sheets: OUT/cluster-KK.png a cluster, and OUT/contact.png of all. Purity, adjusted
+    Rand index and normalised mutual information say how clusters agree with labels and groups, p-values by permutation
+    how often chance alone would do as well.
     """
     from fastclust.describe import check_replaceable
     from fastclust.model_file import FORMAT
