@@ -121,9 +121,8 @@ def _repeated(names: Sequence[str]) -> set[str]:
 
 def _read_table(path: Path) -> dict[tuple[str, ...], tuple[str, str]]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: expected a CSV file with the columns path, label and maybe group"
-        )
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}: expected a CSV file with the columns path, label and maybe group")
     rows: dict[tuple[str, ...], tuple[str, str]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -31,7 +31,7 @@ STOPPED = {
     "merge": "no store was written: the same command starts anew",
     "fit": "no model was written: the same command starts anew; with --checkpoint, --resume would go on",
     "label": "the label images so far are kept: the same command with --resume goes on",
-    "images": "its results are not all there: the same command with --overwrite starts anew",
+    "images": "its results are not all there: the same command, with --overwrite where some are, starts anew",
     "figure4": "the figure is not whole: the same command with --overwrite starts anew",
     "report": "no report was written: the same command starts anew",
 }

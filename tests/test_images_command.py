@@ -194,6 +194,7 @@ BAD = {
     "too many clusters": ("{}/flat.h5 --components 13 --out $out", "use fewer components (--components 12)"),
     "too many components": ("{}/flat.h5 --pca 13 --out $out", "--pca can be at most 11; 0 is for"),
     "no table": ("{}/flat.h5 --labels {}/none.csv --out $out", "{}/none.csv does not exist: expected a CSV file"),
+    "a folder for a table": ("{}/flat.h5 --labels {}/empty --out $out", "{}/empty is a folder: expected a CSV file"),
     "a row missing": ("{}/flat.h5 --labels {}/text.csv --out $out", "no row for 12 of 12 images"),
     "a row twice": ("{}/flat.h5 --labels {}/twice.csv --out $out", "line 3: 1.png has two different labels"),
     "a file for a folder": ("{}/flat.h5 --out {}/text.csv", "is a file, and a folder is wanted there"),
@@ -231,7 +232,7 @@ def test_stopping_says_what_is_left(made: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(contact, "thumbnails", stop)
     found = call("images", made / "flat.h5", "--out", tmp_path / "out")
     assert found.status == 130
-    assert "stopped; its results are not all there: the same command with --overwrite starts anew" in found.err
+    assert "stopped; its results are not all there: the same command, with --overwrite where some" in found.err
     assert not (tmp_path / "out").exists(), "nothing was written yet"
 
 
