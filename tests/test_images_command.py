@@ -282,6 +282,7 @@ def test_figure4_says_when_weights_are_random_and_what_is_missing(
     refused = call("figure4", tmp_path / "other")
     assert refused.status == 1
     assert "cifar10 does not exist: unset FASTCLUST_DATA to draw sample photographs" in refused.err
+    assert not (tmp_path / "other").exists()
     monkeypatch.delenv("FASTCLUST_DATA")
     monkeypatch.setattr(figure4, "PHOTOGRAPHS", {"x": ("skimage.data/none.png",)})
     refused = call("figure4", tmp_path / "another")

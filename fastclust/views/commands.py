@@ -171,8 +171,8 @@ def figure4(
     check_replaceable(out / "features.h5", FORMAT)
     for layer in LAYERS:
         check_free(out / layer, overwrite)
-    out.mkdir(parents=True, exist_ok=True)
     source = find_source(out, os.environ.get("FASTCLUST_DATA"), weights)
+    out.mkdir(parents=True, exist_ok=True)
     if source.why_random:
         complain(source.why_random, style="yellow")
         complain(
