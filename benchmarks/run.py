@@ -8,6 +8,7 @@
     scale, sample       from 10^5 rows to 10^8 in 2 GB of memory; a fit to all and to a part: `benchmarks.scale`
     extraction          images to a store, against bare forward passes; recomputing: `benchmarks.extraction`
     detection           whether centres of clusters find cells: `benchmarks.findings.detection`
+    composition         clusters of images against classes, by layer: `benchmarks.findings.composition`
     gpu                 tests, rates and passes of every backend on a CUDA card: `benchmarks.gpu`
 
 Without --out, a whole suite goes to benchmarks/results; a part of one, or "quick", goes nowhere.

@@ -3,8 +3,10 @@
 import csv
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from fastclust import glas
 
 SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"])
 NAME_BYTES = 120
@@ -52,21 +54,24 @@ def safe_names(paths: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def read_labels(paths: Sequence[Path], labels: str | Path | None) -> list[tuple[str, str]]:
+def read_labels(
+    paths: Sequence[Path], labels: str | Path | None, names: Sequence[str] | None = None
+) -> list[tuple[str, str]]:
     """Give each image's (label, group): the name of its folder and "", or what a CSV file says.
 
-    The CSV has the columns path, label and, if wanted, group. A row is an image's where the row's path is the end of
-    the image's absolute path, the longest match counting. Raises ValueError for images without a row, rows that
-    contradict each other and rows that match several images, FileNotFoundError for a missing file.
+    The CSV has the columns path, label and, if wanted, group; or it is Grade.csv of the GlaS images (`fastclust.glas`).
+    A row is an image's where the row's path is the end of the image's absolute path, the longest match counting; where
+    no row is, the same without the path's suffix; then where it is the image's name in a store, of `names`.
+    Raises ValueError for images without a row, rows that contradict each other and rows that match several images,
+    FileNotFoundError for a missing file.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
     if labels is None:
         return [(path.parent.name, "") for path in absolute]
     rows = _read_table(Path(labels))
     found, users, missing = [], dict[tuple[str, ...], Path](), []
-    for path in absolute:
-        ends = (path.parts[start:] for start in range(len(path.parts)))
-        row = next((end for end in ends if end in rows), None)
+    for i, path in enumerate(absolute):
+        row = next((end for end in _ends(path, names[i] if names else "") if end in rows), None)
         if row is None:
             missing.append(str(path))
             continue
@@ -78,6 +83,14 @@ def read_labels(paths: Sequence[Path], labels: str | Path | None) -> list[tuple[
         some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise ValueError(f"{labels} has no row for {len(missing)} of {len(paths)} images: {some}")
     return found
+
+
+def _ends(path: Path, name: str) -> Iterator[tuple[str, ...]]:
+    """The ends of a path, the longest first, those without its suffix, and a name: what may stand in a table."""
+    for whole in (path, path.with_suffix("")):
+        for start in range(len(path.parts)):
+            yield whole.parts[start:]
+    yield (name,)
 
 
 def _search(folder: Path) -> list[Path]:
@@ -108,17 +121,17 @@ def _repeated(names: Sequence[str]) -> set[str]:
 
 def _read_table(path: Path) -> dict[tuple[str, ...], tuple[str, str]]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: expected a CSV file with the columns path, label and maybe group"
-        )
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}: expected a CSV file with the columns path, label and maybe group")
     rows: dict[tuple[str, ...], tuple[str, str]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
-            if not {"path", "label"} <= set(columns):
+            grades = glas.is_table(columns)
+            if not grades and not {"path", "label"} <= set(columns):
                 raise ValueError(f"{path} has the columns {', '.join(columns)}: expected path, label and maybe group")
-            for row in reader:
+            for row in map(glas.entry, reader) if grades else reader:
                 parts = Path(row["path"] or "").parts
                 value = (row["label"] or "", row.get("group") or "")
                 if rows.setdefault(parts, value) != value:

@@ -34,6 +34,13 @@ class Precision(StrEnum):
     mixed = "mixed"
 
 
+class Pooling(StrEnum):
+    """How an image's map of a layer becomes a point: of each channel, over all places."""
+
+    mean = "mean"
+    max = "max"
+
+
 def _positive(value: float) -> float:
     if not 0 < value < math.inf:
         raise typer.BadParameter(f"expected a number above 0, got {value:g}")
@@ -110,7 +117,11 @@ Size = Annotated[
 Dtype = Annotated[Stored, typer.Option(help="Type of the stored features.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
 LabelsFile = Annotated[
-    Path | None, typer.Option(help="CSV of path,label[,group]; without it a label is the name of the image's folder.")
+    Path | None,
+    typer.Option(
+        help="CSV of path,label[,group], or Grade.csv of the Warwick-QU (GlaS) images; without it a label is the name "
+        "of the image's folder."
+    ),
 ]
 NoStore = Annotated[
     bool, typer.Option("--no-store", help="Store no features: compute them from the images again on every pass.")

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastclust.atomic import written_aside
 from fastclust.colours import palette
 
-__all__ = ["Column", "enlarge", "label_png", "montage", "paint", "palette"]
+__all__ = ["Column", "enlarge", "label_png", "montage", "paint", "palette", "text_block"]
 
 Bytes = npt.NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -137,7 +137,7 @@ def montage(
     cell = _cell(len(inputs), len(columns) + 1)
     sizes = [_inside(image, cell) for image in inputs]
     step = max(SMALLEST, *(width for width, _ in sizes)) + GUTTER
-    labels = [_text(name, 14, NAMES, 3, INK) for name in row_names or ()]
+    labels = [text_block(name, 14, NAMES, 3, INK) for name in row_names or ()]
     left = MARGIN + (max(block.width for block in labels) + GUTTER if labels else 0)
     width = max(left + step * (len(columns) + 1) - GUTTER + MARGIN, 2 * MARGIN + 320)
 
@@ -145,12 +145,12 @@ def montage(
     y = MARGIN
     for text, size, ink, paper in ((title, 26, INK, PAPER), (note, 17, WARNING, WASH)):
         if text:
-            block = _text(text, size, width - 2 * MARGIN, 3, ink, paper)
+            block = text_block(text, size, width - 2 * MARGIN, 3, ink, paper)
             pieces.append((MARGIN, y, block))
             y += block.height + GUTTER
     heads = [Column("input", inputs), *columns]
-    names = [_text(head.name, 17, step - GUTTER, 3, INK) for head in heads]
-    captions = [_text(head.caption, 14, step - GUTTER, 3, FAINT) for head in heads]
+    names = [text_block(head.name, 17, step - GUTTER, 3, INK) for head in heads]
+    captions = [text_block(head.caption, 14, step - GUTTER, 3, FAINT) for head in heads]
     floor = y + max(block.height for block in names)
     pieces += [(left + i * step, floor - block.height, block) for i, block in enumerate(names)]
     pieces += [(left + i * step, floor, block) for i, block in enumerate(captions)]
@@ -161,7 +161,7 @@ def montage(
             how = Image.Resampling.NEAREST if i else Image.Resampling.LANCZOS
             pieces.append((left + i * step, y, Image.fromarray(head.images[row]).resize((across, down), how)))
             if head.notes:
-                block = _text(head.notes[row], 14, step - GUTTER, 1, FAINT)
+                block = text_block(head.notes[row], 14, step - GUTTER, 1, FAINT)
                 pieces.append((left + i * step, y + down + 2, block))
                 below = max(below, block.height + 2)
         if labels:
@@ -214,8 +214,11 @@ def _font(size: int) -> Font:
     return ImageFont.load_default(size=size)
 
 
-def _text(text: str, size: int, width: int, most: int, ink: str, paper: str = PAPER) -> Image.Image:
-    """Text as an image no wider than `width`, in at most so many lines; on a coloured paper, a band of that width."""
+def text_block(text: str, size: int, width: int, most: int, ink: str, paper: str = PAPER) -> Image.Image:
+    """Draw text as an image no wider than `width` pixels, in at most so many lines; on coloured paper, a band so wide.
+
+    It is cut to the characters of the built-in font, wrapped, and shortened in the middle; size is that of the font.
+    """
     font = _font(size)
     pad = 0 if paper == PAPER else size // 2
     leading = round(size * 1.35)

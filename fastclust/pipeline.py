@@ -117,7 +117,7 @@ def _extract(
         progress("extract", images_done, total, rate)
 
     progress("extract", 0, None, "images")
-    with _new_folder(out):
+    with new_folder(out):
         done = extract(
             images,
             out=out / "features.h5",
@@ -142,7 +142,7 @@ def _open_live(
 ) -> LiveStore:
     """Open what computes features when they are asked for; a store of an earlier run goes."""
     progress("read", 0, None, "images")
-    with _new_folder(out):
+    with new_folder(out):
         live = open_live(
             images,
             layers=layers,
@@ -170,7 +170,7 @@ def forget(out: Path, *names: str) -> None:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
+def new_folder(folder: Path) -> Iterator[None]:
     """Make a folder with those above it; where the body fails, remove what was made and is empty."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision import models
 
 from fastclust.forward import Forward, arithmetic
+from fastclust.glas import without_annotations
 from fastclust.images import find_images, read_labels, safe_names
 from fastclust.networks import Network, random_state
 from fastclust.reader import UNREADABLE, image_size, one_line
@@ -65,7 +66,7 @@ def make_plan(
 ) -> Plan:
     """Find images, network, device and weights. Parameters, and what is raised, as of `fastclust.extract.extract`."""
     check_features(layers, size, dtype, batch_size)
-    found = find_images(images)
+    found = without_annotations(find_images(images), labels)
     network = Network(model, layers, network_size(size))
     where = open_device(device)
     state, source, weights_sha256 = open_weights(model, weights, seed, size)

@@ -33,6 +33,8 @@ STOPPED = {
     "label": "the label images so far are kept: the same command with --resume goes on",
     "atlas": "finished images are kept: the same command with --resume goes on, and fits again",
     "centres": "the pictures so far are kept, the table is not written: the same command with --overwrite starts anew",
+    "images": "its results are not all there: the same command, with --overwrite where some are, starts anew",
+    "figure4": "the figure is not whole: the same command with --overwrite starts anew",
     "report": "no report was written: the same command starts anew",
 }
 

@@ -153,7 +153,7 @@ def test_every_text_is_drawn() -> None:
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=60) | st.sampled_from(HOSTILE), size=st.sampled_from([14, 26]), width=st.integers(64, 300))
 def test_text_keeps_to_its_room_and_is_whole(text: str, size: int, width: int) -> None:
-    block = picture._text(text, size, width, 3, "#000000")
+    block = picture.text_block(text, size, width, 3, "#000000")
     assert block.width <= width
     assert block.height <= 3 * round(size * 1.35)
     plain = picture._plain(text)

@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from benchmarks.findings import detection
+from benchmarks.findings import composition, detection
 
-SUITES: dict[str, ModuleType] = {"detection": detection}
+SUITES: dict[str, ModuleType] = {"detection": detection, "composition": composition}

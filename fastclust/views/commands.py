@@ -4,9 +4,10 @@ import typer
 
 from fastclust.views.command_atlas import atlas
 from fastclust.views.command_centres import centres
+from fastclust.views.command_images import figure4, images
 from fastclust.views.command_plot import plot
 from fastclust.views.command_report import report
 
 app = typer.Typer()
-for command in (report, atlas, centres, plot):
+for command in (report, atlas, centres, images, figure4, plot):
     app.command()(command)

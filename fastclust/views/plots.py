@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fastclust.arrays import host
 from fastclust.atomic import written_aside
+from fastclust.console import printable
 from fastclust.fitted import FittedMixture
 
 if TYPE_CHECKING:
@@ -152,3 +153,76 @@ def plot_detection(
     ax.set(ylim=(0, 1), xlim=(-0.6, len(scores) - 0.4))
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside: points may be anywhere
     return ax
+
+
+LABELS = 20  # labels that a plot of composition tells apart
+
+
+def plot_composition(
+    counts: npt.ArrayLike, labels: Sequence[str], clusters: Sequence[int] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Plot what clusters are composed of: a bar a cluster, the largest first, divided by the shares of its labels.
+
+    counts: (K, L) how often each label is in each cluster; clusters without any are left out. labels: names of the L
+    labels; where there are more than 20, the most frequent 20 are told apart, and the rest is "other". clusters: (K,)
+    their numbers, 0 to K - 1 if not given. The number of a cluster's members stands above its bar.
+    Raises ValueError where the shapes do not fit, or no cluster has members.
+    """
+    table = np.asarray(counts, dtype=np.int64)
+    numbers = np.arange(len(table)) if clusters is None else np.asarray(clusters)
+    if table.ndim != 2 or table.shape != (len(numbers), len(labels)) or not table.any():
+        raise ValueError(
+            f"expected counts (K, L) that are not all 0, with {len(numbers)} clusters and {len(labels)} labels, got "
+            f"{table.shape}"
+        )
+    sizes = table.sum(axis=1)
+    order = [k for k in np.argsort(-sizes, kind="stable") if sizes[k]]
+    kept = np.sort(np.argsort(-table.sum(axis=0), kind="stable")[:LABELS])
+    rest = np.setdiff1d(np.arange(len(labels)), kept)
+    parts = [(_legend_name(labels[i]), table[order, i]) for i in kept]
+    parts += [(f"other ({len(rest)})", table[order][:, rest].sum(axis=1))] if len(rest) else []
+    made = ax is None
+    ax = new_axes(ax, title="Composition of the clusters", xlabel="cluster, the largest first", ylabel="share")
+    if made:
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        figure.set_size_inches(max(7.0, 3.2 + 0.24 * len(order)), max(4.2, 1.0 + 0.21 * len(parts)))
+    place, below = np.arange(len(order)), np.zeros(len(order))
+    for i, (name, part) in enumerate(parts):
+        share = part / sizes[order]
+        shade, other = _shade(i), i >= len(kept)
+        ax.bar(
+            place,
+            share,
+            bottom=below,
+            width=0.85,
+            color="#c9c9c9" if other else shade,
+            hatch=".." if other else "//" if i >= LABELS // 2 else None,
+            edgecolor="white",
+            linewidth=0.4,
+            label=name,
+        )
+        below += share
+    for x, size in zip(place, sizes[order], strict=True):
+        ax.text(float(x), 1.01, str(size), ha="center", va="bottom", fontsize=7, rotation=90 if len(order) > 12 else 0)
+    ax.set_xticks(place, [str(numbers[k]) for k in order], fontsize=7 if len(order) > 25 else 9)
+    ax.set(ylim=(0, 1.1), yticks=np.linspace(0, 1, 6), xlim=(-0.7, len(order) - 0.3))
+    legend = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, reverse=True)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return ax
+
+
+def _legend_name(label: str) -> str:
+    """A label as a legend can show it: printable, not too long, and without a first underscore, which would hide it."""
+    name = printable(label) or "(none)"
+    name = name if len(name) <= 32 else f"{name[:20]}…{name[-11:]}"
+    return f" {name}" if name.startswith("_") else name
+
+
+def _shade(i: int) -> tuple[float, float, float]:
+    """The colour of the i-th of 20 labels: ten hues, then the same ones lighter, for bars that are hatched too."""
+    from matplotlib import colormaps
+
+    red, green, blue, _ = colormaps["tab20"](2 * (i % 10) + (i >= 10))
+    return float(red), float(green), float(blue)
