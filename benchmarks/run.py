@@ -8,6 +8,8 @@
     scale, sample       from 10^5 rows to 10^8 in 2 GB of memory; a fit to all and to a part: `benchmarks.scale`
     extraction          images to a store, against bare forward passes; recomputing: `benchmarks.extraction`
     gpu                 tests, rates and passes of every backend on a CUDA card: `benchmarks.gpu`
+    transfer            how much of other images looks like a layer's own: `benchmarks.findings.transfer`
+    segmentation        label images against people's segmentations: `benchmarks.findings.segmentation`
 
 Without --out, a whole suite goes to benchmarks/results; a part of one, or "quick", goes nowhere.
 """

@@ -104,7 +104,7 @@ def label_layer(
         index = store.finished[place]
         paths = [out / folder / f"{store.images[index].name}.png" for folder in ("labels", "enlarged")]
         before = _written(paths) if resume and record.kind == "conv" and len(colours) <= 256 else None
-        labels = _label(store, record, index, model) if before is None else before
+        labels = label_image(store, record, index, model) if before is None else before
         if place == group.rank:  # and not before the first is known to be good
             prepare()
         if before is not None:
@@ -133,7 +133,7 @@ def even(n: int, most: int) -> list[int]:
     return list(range(n)) if n <= most else [int(place) for place in np.linspace(0, n - 1, most).round()]
 
 
-def _label(store: Store, record: LayerRecord, index: int, model: FittedMixture) -> np.ndarray:
+def label_image(store: Store, record: LayerRecord, index: int, model: FittedMixture) -> np.ndarray:
     """Return an image's labels (h, w)."""
     features = store.image_rows(record.name, index)
     rows = features.reshape(-1, record.n_features)

@@ -32,6 +32,8 @@ STOPPED = {
     "fit": "no model was written: the same command starts anew; with --checkpoint, --resume would go on",
     "label": "the label images so far are kept: the same command with --resume goes on",
     "report": "no report was written: the same command starts anew",
+    "compare": "nothing was written: the same command starts anew",
+    "agree": "nothing was written: the same command starts anew",
 }
 
 

@@ -67,7 +67,9 @@ MAY_IMPORT = {
     "views.embed": {"extract", "reader", "receptive", "store", "views.survey"},
     "views.survey": {"arrays", "fitted", "labels", "parts", "picture", "receptive", "store"},
     "views.portrait": {"arrays", "fitted"},
-    "views.plots": {"arrays", "atomic", "fitted"},
+    "views.plots": {"arrays", "atomic", "fitted", "views.transfer"},
+    "views.transfer": {"estimator", "fitted", "labels", "parts", "pipeline", "saved", "store"},
+    "views.agreement": {"labels", "picture"},
     "receptive": {"networks"},
     "report": {"atomic", "extract", "labels", "machine", "picture", "store"},
     "saved": {"drop_in", "estimator", "model_file"},
@@ -136,7 +138,16 @@ MAY_IMPORT = {
     "__main__": {"program"},
     "program": {"cli", "console"},
     "views.__init__": set(),
-    "views.commands": {"console", "options", "pipeline", "views.page"},
+    "views.commands": {
+        "atomic",
+        "console",
+        "options",
+        "pipeline",
+        "views.agreement",
+        "views.page",
+        "views.plots",
+        "views.transfer",
+    },
     "__init__": {"checkpoint", "drop_in", "estimator", "saved"},
 }
 OWN_FILE_ONLY = {"triton", "cupy", "numba"}

@@ -9,4 +9,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-SUITES: dict[str, ModuleType] = {}
+from benchmarks.findings import segmentation, transfer
+
+SUITES: dict[str, ModuleType] = {"segmentation": segmentation, "transfer": transfer}

@@ -1,0 +1,359 @@
+"""Does it transfer: how much of one store's features looks like another's, layer by layer.
+
+A mixture with density p is fitted to the rows of some of A's images; the others are held out. The split is by image,
+since the rows of an image are much alike. Let q be the 1 % quantile of ln p over all rows of A's held-out images. A row
+x of B is
+
+    of A's clusters     ln p(x) >= q
+    far                 ln p(x) < q: less probable than 99 % of the rows of images that the mixture has not seen
+
+Far rows may be alike among themselves. So B's images are halved at random, a mixture with density p' is fitted to the
+far rows of one half, in A's units, and a far row of the other half is
+
+    of a new cluster    ln p'(x) >= q: as probable in clusters found in other images of B as A's rows are in A's
+    far from all        ln p'(x) < q
+
+and the same with the halves exchanged, so that every far row is judged by clusters that its image had no part in. A
+half with fewer than FEWEST far rows has no new clusters; in a B of one image new clusters cannot be told.
+
+Images differ, so of held-out images one by one more or less than 1 % of the rows are far. B stops looking like A at the
+first layer where B's median image has more far rows than any held-out image of A. The separation needs no threshold:
+it is the probability that a row of B is less probable under p than a row of a held-out image of A, 0.5 where the two
+are alike, ties counting half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastclust.estimator import DPGMM
+from fastclust.fitted import FittedMixture
+from fastclust.labels import Progress, check_finished, check_layer, quiet, source_of
+from fastclust.parts import let_go
+from fastclust.pipeline import fit_layer
+from fastclust.saved import load
+from fastclust.store import PENDING, LayerRecord, Store, open_store
+
+QUANTILE = 0.01  # of the rows of A's held-out images are far
+FEWEST = 100  # far rows in a half of B's images that new clusters are looked for in
+MOST = 50_000  # far rows that new clusters are fitted to
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A mixture of a layer of A, and the rows of images that it was not fitted to.
+
+    scores: ln density of all rows of the held-out images, in nats, ascending (n,) float32. far: share of each held-out
+    image's rows that are far (n_images,). threshold: q, in nats.
+    """
+
+    layer: LayerRecord
+    model: FittedMixture
+    scores: NDArray[np.float32]
+    far: NDArray[np.float64]
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How B's rows of a layer look to A's mixture; shares are of rows, densities in nats a row.
+
+    clusters: of A in use. log_density_a, log_density_b: means over the held-out rows of A, and over B's. far_a, far_b:
+    share of each image's rows that are far. far: of all of B's rows. new: share of all of B's rows that are of new
+    clusters, None where that cannot be told. separation: see the module.
+    """
+
+    layer: str
+    clusters: int
+    threshold: float
+    log_density_a: float
+    log_density_b: float
+    far_a: list[float]
+    far_b: list[float]
+    far: float
+    new: float | None
+    separation: float
+
+
+def open_features(path: Path) -> Store:
+    """Open a store, or that of the folder of a run. Raises FileNotFoundError, and as `open_store`."""
+    if path.is_dir():
+        if not (path / "features.h5").is_file():
+            raise FileNotFoundError(
+                f"{path} has no features.h5: expected a store that `fastclust extract` wrote, or the folder of a "
+                "`fastclust run` without --no-store"
+            )
+        path = path / "features.h5"
+    return open_store(path)
+
+
+def part_of(store: Store, places: Sequence[int] | NDArray[np.int64]) -> Store:
+    """Return a store as if of its finished images only those at some places were done."""
+    kept = {int(store.finished[place]) for place in places}
+    images = [image if index in kept else replace(image, state=PENDING) for index, image in enumerate(store.images)]
+    return replace(store, images=images)
+
+
+def compare(
+    a: Store,
+    b: Store,
+    mixture: dict[str, Any],
+    *,
+    layers: Sequence[str] = (),
+    models: Path | None = None,
+    held_out: float = 0.5,
+    sample: int | None = None,
+    progress: Progress = quiet,
+) -> list[Transfer]:
+    """Compare B with A at layers that both have, in A's order; all of them where none is named.
+
+    mixture: of `fastclust.DPGMM`; its random_state is that of the splits, too. held_out: share of A's images that is
+    held out, at least one and not all. sample: rows to fit to instead of all. models: a folder with LAYER/model.h5, as
+    `fastclust run` leaves it, of mixtures to take instead of fitting: then all of A's images count as held out.
+
+    Raises ValueError where A has fewer than two finished images, or B none, there is no common layer, the two are of
+    different networks or weights, a model is not of its layer or was fitted to as many rows as A has, which are then
+    its own; FileNotFoundError where a model is not there; and as `fastclust.pipeline.fit_layer`.
+    """
+    names = common_layers(a, b, layers)
+    check_finished(b)
+    rest = b.finished.tolist()
+    found = []
+    for name in names:
+        if models is None:
+            reference = fit_reference(a, name, mixture, held_out=held_out, sample=sample, progress=progress)
+        else:
+            reference = given_reference(a, name, _load(models / name / "model.h5", a, name, mixture), progress)
+        progress(f"compare {name}", 0, len(rest), "")
+        found.append(transfer(reference, b, mixture, sample=sample, progress=progress))
+        progress(f"compare {name}", len(rest), len(rest), f"{found[-1].far:.1%} far")
+    return found
+
+
+def common_layers(a: Store, b: Store, asked: Sequence[str] = ()) -> list[str]:
+    """Return the layers that two stores have, in A's order, or those that are asked for. Raises ValueError."""
+    both = [name for name in a.layers if name in b.layers]
+    for name in asked:
+        a.layer(name), b.layer(name)
+    names = [name for name in both if not asked or name in asked]
+    if not names:
+        raise ValueError(
+            f"{a.path} and {b.path} have no layer in common: the first has {', '.join(a.layers)}, the second "
+            f"{', '.join(b.layers)}; extract the same layers"
+        )
+    for name in names:
+        if source_of(a, a.layers[name]) != source_of(b, b.layers[name]):
+            raise ValueError(
+                f"{name} of {a.path} and of {b.path} are of different networks or weights: extract both with the same"
+            )
+    return names
+
+
+def fit_reference(
+    a: Store,
+    layer: str,
+    mixture: dict[str, Any],
+    *,
+    held_out: float = 0.5,
+    sample: int | None = None,
+    progress: Progress = quiet,
+) -> Reference:
+    """Fit a mixture to a layer of some of A's images, drawn under its random_state, and score the others.
+
+    Raises ValueError where A has fewer than two finished images, and as `fastclust.pipeline.fit_layer`.
+    """
+    check_finished(a)
+    n_images = len(a.finished)
+    if n_images < 2:
+        raise ValueError(
+            f"{a.path} has 1 finished image: at least 2 are needed, one to fit to and one to hold out; or give models "
+            "of other images with --models"
+        )
+    order = np.random.default_rng(mixture.get("random_state")).permutation(n_images)
+    n_held = min(max(1, round(held_out * n_images)), n_images - 1)
+    model, _ = fit_layer([part_of(a, order[n_held:])], layer, mixture, progress, sample=sample)
+    return given_reference(part_of(a, order[:n_held]), layer, model, progress)
+
+
+def given_reference(held: Store, layer: str, model: FittedMixture, progress: Progress = quiet) -> Reference:
+    """Score the rows of images that a mixture was not fitted to. Raises ValueError as `check_layer`."""
+    check_finished(held)
+    record = held.layer(layer)
+    check_layer(held, record, model)
+    per_image = []
+    for place, index in enumerate(held.finished):
+        progress(f"hold out {layer}", place, len(held.finished), held.images[index].name)
+        per_image.append(log_densities(held, record, int(index), model))
+    progress(f"hold out {layer}", len(held.finished), len(held.finished), "")
+    scores = np.sort(np.concatenate(per_image))
+    threshold = float(np.quantile(scores, QUANTILE))
+    return Reference(record, model, scores, np.array([(one < threshold).mean() for one in per_image]), threshold)
+
+
+def log_densities(store: Store, record: LayerRecord, index: int, model: FittedMixture) -> NDArray[np.float32]:
+    """Return ln density of an image's rows, in nats, (n,). Raises ValueError for a feature that is not finite."""
+    rows = store.image_rows(record.name, index).reshape(-1, record.n_features)
+    if not np.isfinite(rows).all():
+        raise ValueError(
+            f"{store.path}: {record.name} of image {store.images[index].path} has NaN or infinite features: extract "
+            "anew"
+        )
+    scores = np.asarray(model.score_samples(rows), dtype=np.float32)
+    let_go(rows, 0, len(rows))
+    return scores
+
+
+def transfer(
+    reference: Reference,
+    b: Store,
+    mixture: dict[str, Any],
+    *,
+    sample: int | None = None,
+    progress: Progress = quiet,
+) -> Transfer:
+    """Hold B's rows of a layer against A's; mixture: of DPGMM, for new clusters.
+
+    Raises ValueError where B's layer is not that of the mixture, or no image of B is finished.
+    """
+    check_finished(b)
+    record = b.layer(reference.layer.name)
+    check_layer(b, record, reference.model)
+    n_images, scores, far = len(b.finished), reference.scores, list[NDArray[np.int64]]()
+    total = below = 0.0
+    for place, index in enumerate(b.finished):
+        found = log_densities(b, record, int(index), reference.model)
+        total += float(found.sum(dtype=np.float64))
+        less = (np.searchsorted(scores, found, "left") + np.searchsorted(scores, found, "right")) / 2
+        below += float((1 - less / len(scores)).sum())
+        far.append(np.flatnonzero(found < reference.threshold))
+        progress(f"compare {record.name}", place, n_images, b.images[index].name)
+    sizes = record.shapes[b.finished].prod(axis=1)
+    new = _new_rows(reference, b, far, mixture, min(sample or MOST, MOST))
+    n_rows = int(sizes.sum())
+    return Transfer(
+        layer=record.name,
+        clusters=int(reference.model.n_active_),
+        threshold=reference.threshold,
+        log_density_a=float(scores.mean(dtype=np.float64)),
+        log_density_b=total / n_rows,
+        far_a=reference.far.tolist(),
+        far_b=[len(one) / int(size) for one, size in zip(far, sizes, strict=True)],
+        far=sum(map(len, far)) / n_rows,
+        new=None if new is None else new / n_rows,
+        separation=below / n_rows,
+    )
+
+
+def _new_rows(
+    reference: Reference, b: Store, far: Sequence[NDArray[np.int64]], mixture: dict[str, Any], most: int
+) -> int | None:
+    """Count the far rows of B that are of new clusters, None where B has one image; far: which rows, image by image."""
+    if len(far) < 2:
+        return None
+    random = np.random.default_rng(mixture.get("random_state"))
+    halves = np.array_split(random.permutation(len(far)), 2)
+    found = 0
+    for fitted_to, judged in (halves, halves[::-1]):
+        n_far = sum(len(far[place]) for place in fitted_to)
+        if n_far < FEWEST:
+            continue
+        share = min(1.0, most / n_far)
+        drawn = {
+            place: np.sort(random.choice(far[place], round(share * len(far[place])), replace=False))
+            for place in fitted_to
+        }
+        rows = np.concatenate([_mapped(reference, b, place, index) for place, index in drawn.items()])
+        components = min(mixture.get("n_components", 50), len(rows) // 2)
+        model = DPGMM(**mixture | {"feature_range": None, "n_components": components})
+        model.fit(rows)
+        for place in judged:
+            if len(far[place]):
+                scores = model.score_samples(_mapped(reference, b, place, far[place]))
+                found += int((scores >= reference.threshold).sum())
+    return found
+
+
+def _mapped(reference: Reference, b: Store, place: int, index: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return some rows of an image in the units of A's mixture (n, D)."""
+    rows = b.image_rows(reference.layer.name, int(b.finished[place])).reshape(-1, reference.layer.n_features)
+    chosen = rows[index].astype(np.float32)
+    let_go(rows, 0, len(rows))
+    return (chosen - np.float32(reference.model.feature_offset_)) * np.float32(reference.model.feature_scale_)
+
+
+def _load(path: Path, a: Store, layer: str, mixture: dict[str, Any]) -> FittedMixture:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: expected LAYER/model.h5 below the folder of models")
+    model = load(path)
+    rows = sum(len(part) for part in a.rows(layer))
+    if int(model.counts_.sum()) == rows:
+        raise ValueError(
+            f"{path} was fitted to {rows} rows, which is how many {a.path} has: of images that a model was fitted to, "
+            "none is held out; give a model of other images, or none"
+        )
+    model.set_params(device=mixture.get("device", "auto"), backend=mixture.get("backend", "auto"))
+    return model
+
+
+def stops_at(found: Sequence[Transfer]) -> str | None:
+    """Return the first layer where B's median image has more far rows than any held-out image of A, if there is one."""
+    return next((one.layer for one in found if np.median(one.far_b) > max(one.far_a)), None)
+
+
+def lines(found: Sequence[Transfer]) -> list[str]:
+    """Return a table, in lines: above it what its columns are, then a layer a line, the columns aligned."""
+    cells = [("layer", "clusters", "A", "B", "A", "B", "A's", "new", "neither", "separation")]
+    for one in found:
+        parts = ("-", "-") if one.new is None else (_percent(one.new), _percent(one.far - one.new))
+        cells.append(
+            (
+                one.layer,
+                str(one.clusters),
+                f"{one.log_density_a:.2f}",
+                f"{one.log_density_b:.2f}",
+                _range(one.far_a),
+                _range(one.far_b),
+                _percent(1 - one.far),
+                *parts,
+                f"{one.separation:.3f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    groups = (("", 0, 2), ("ln p, nats a row", 2, 4), ("far rows of an image", 4, 6), ("B's rows, by cluster", 6, 9))
+    above = []
+    for name, low, high in groups:
+        widths[high - 1] += max(0, len(name) - sum(widths[low:high]) - 2 * (high - low - 1))
+        above.append(name.rjust(sum(widths[low:high]) + 2 * (high - low - 1)))
+    table = [
+        "  ".join((cell.ljust if at == 0 else cell.rjust)(widths[at]) for at, cell in enumerate(row)) for row in cells
+    ]
+    return ["  ".join(above), *table]
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _range(shares: Sequence[float]) -> str:
+    """Return the median of images, and the smallest and the largest."""
+    return f"{np.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+
+
+def as_json(a: Store, b: Store, found: Sequence[Transfer], mixture: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what compare.json holds: the two stores, the definition of far, the mixture, and every layer's numbers."""
+    return {
+        "a": {"path": str(a.path), "images": len(a.finished), "size": a.provenance["size"]},
+        "b": {"path": str(b.path), "images": len(b.finished), "size": b.provenance["size"]},
+        "model": a.provenance["model"],
+        "weights": a.provenance["weights"],
+        "far": f"ln density below the {QUANTILE:.0%} quantile of the rows of held-out images of A",
+        "mixture": {name: value for name, value in mixture.items() if name not in ("device", "backend")},
+        "stops_looking_like_a_at": stops_at(found),
+        "layers": [asdict(one) for one in found],
+    }
