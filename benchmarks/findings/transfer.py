@@ -140,6 +140,7 @@ def of_layer(model: str, layer: str, name: str, runs: Sequence[transfer.Transfer
         "largest_of_a": [max(one.far_a) for one in runs],
         "median_of_a": [float(np.median(one.far_a)) for one in runs],
         "separation": [one.separation for one in runs],
+        "usage": [one.usage for one in runs],
         "log_density_a": [one.log_density_a for one in runs],
         "log_density_b": [one.log_density_b for one in runs],
     }
@@ -222,6 +223,11 @@ def tables(record: dict[str, Any]) -> str:
     for what, key, shown in (
         ("Rows of B that are far, of all its rows:", "far", _share),
         ("Separation of B's rows from A's held-out rows (0.5: none, 1: complete):", "separation", _two),
+        (
+            "Usage, the distance of B's shares of clusters from those of A's held-out rows (0: the same, 1: others):",
+            "usage",
+            _two,
+        ),
         ("Rows of B that are of new clusters, of all its rows:", "new", _share),
     ):
         rows = [

@@ -110,6 +110,9 @@ def compare(
         )
     for line in transfer.lines(found):
         say(line)
+    for one in found:
+        if not one.converged:
+            complain(f"the mixture of {one.layer} has not converged (--max-iter {max_iter})", style="yellow")
     stops = transfer.stops_at(found)
     where = f"{stops}: the first layer where" if stops else "at no layer has"
     verb = "B's median image has more far rows" if stops else "B's median image more far rows"

@@ -95,8 +95,8 @@ def plot_transfer(
 ) -> Axes:
     """Plot, layer by layer, what share of each image's rows is far: of A's held-out images, and of B's.
 
-    Lines are medians of images, bands run from the smallest to the largest. stops: the layer at which B stops looking
-    like A, which is marked. names: of A and B.
+    Lines are medians of images, bands run from the smallest to the largest; the separation is on the axis to the right.
+    stops: the layer at which B stops looking like A, which is marked. names: of A and B.
     """
     ax = new_axes(
         ax,
@@ -117,12 +117,27 @@ def plot_transfer(
             ax.vlines(at, low, high, color=colour, alpha=0.4)
     if stops is not None:
         where = [one.layer for one in found].index(stops)
-        ax.axvline(where, color=THIRD, linestyle=":", label=f"{names[1]} stops looking like {names[0]}")
+        ax.axvline(where, color="#444444", linestyle=":", label=f"{names[1]} stops looking like {names[0]}")
     ax.set_xticks(at, [one.layer for one in found])
-    if sum(len(one.layer) for one in found) > 60:
+    turned = sum(len(one.layer) for one in found) > 60
+    if turned:
         ax.tick_params(axis="x", rotation=30)
     ax.set_ylim(0, None)
-    ax.legend(frameon=False, fontsize="small")
+    right = ax.twinx()
+    right.spines["top"].set_visible(False)
+    right.set(ylim=(0, 1), ylabel="separation of rows (0.5: none)")
+    line = right.plot(
+        at, [one.separation for one in found], color=THIRD, marker="^", linestyle="-.", label="separation"
+    )
+    handles, _ = ax.get_legend_handles_labels()
+    ax.legend(
+        handles=[*handles, *line],
+        frameon=False,
+        fontsize="small",
+        ncols=3,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.24 if turned else -0.14),
+    )
     return ax
 
 

@@ -19,11 +19,14 @@ half with fewer than FEWEST far rows has no new clusters; in a B of one image ne
 Images differ, so of held-out images one by one more or less than 1 % of the rows are far. B stops looking like A at the
 first layer where B's median image has more far rows than any held-out image of A. The separation needs no threshold:
 it is the probability that a row of B is less probable under p than a row of a held-out image of A, 0.5 where the two
-are alike, ties counting half.
+are alike, ties counting half; below that B is more probable than A, as flat pictures are. Density says nothing of which
+clusters are used. The usage does: half the sum over clusters of |share of B's rows - share of A's held-out rows|, by
+each row's most probable cluster, far or not: 0 where B uses A's clusters as A does, 1 where it uses others of them.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 
 from fastclust.estimator import DPGMM
 from fastclust.fitted import FittedMixture
@@ -50,7 +54,7 @@ class Reference:
     """A mixture of a layer of A, and the rows of images that it was not fitted to.
 
     scores: ln density of all rows of the held-out images, in nats, ascending (n,) float32. far: share of each held-out
-    image's rows that are far (n_images,). threshold: q, in nats.
+    image's rows that are far (n_images,). threshold: q, in nats. shares: of the held-out rows, by cluster (K,).
     """
 
     layer: LayerRecord
@@ -58,6 +62,7 @@ class Reference:
     scores: NDArray[np.float32]
     far: NDArray[np.float64]
     threshold: float
+    shares: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,12 @@ class Transfer:
 
     clusters: of A in use. log_density_a, log_density_b: means over the held-out rows of A, and over B's. far_a, far_b:
     share of each image's rows that are far. far: of all of B's rows. new: share of all of B's rows that are of new
-    clusters, None where that cannot be told. separation: see the module.
+    clusters, None where that cannot be told. separation, usage: see the module. shares_a, shares_b: by cluster of A.
     """
 
     layer: str
     clusters: int
+    converged: bool
     threshold: float
     log_density_a: float
     log_density_b: float
@@ -79,6 +85,9 @@ class Transfer:
     far: float
     new: float | None
     separation: float
+    usage: float
+    shares_a: list[float]
+    shares_b: list[float]
 
 
 def open_features(path: Path) -> Store:
@@ -186,18 +195,26 @@ def given_reference(held: Store, layer: str, model: FittedMixture, progress: Pro
     check_finished(held)
     record = held.layer(layer)
     check_layer(held, record, model)
-    per_image = []
+    per_image, counts = [], np.zeros(len(model.counts_), dtype=np.int64)
     for place, index in enumerate(held.finished):
         progress(f"hold out {layer}", place, len(held.finished), held.images[index].name)
-        per_image.append(log_densities(held, record, int(index), model))
+        scores, used = read_rows(held, record, int(index), model)
+        per_image.append(scores)
+        counts += used
     progress(f"hold out {layer}", len(held.finished), len(held.finished), "")
     scores = np.sort(np.concatenate(per_image))
     threshold = float(np.quantile(scores, QUANTILE))
-    return Reference(record, model, scores, np.array([(one < threshold).mean() for one in per_image]), threshold)
+    far = np.array([(one < threshold).mean() for one in per_image])
+    return Reference(record, model, scores, far, threshold, counts / counts.sum())
 
 
-def log_densities(store: Store, record: LayerRecord, index: int, model: FittedMixture) -> NDArray[np.float32]:
-    """Return ln density of an image's rows, in nats, (n,). Raises ValueError for a feature that is not finite."""
+def read_rows(
+    store: Store, record: LayerRecord, index: int, model: FittedMixture
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return ln density of an image's rows, in nats, (n,), and how many rows each cluster wins (K,).
+
+    Raises ValueError for a feature that is not finite.
+    """
     rows = store.image_rows(record.name, index).reshape(-1, record.n_features)
     if not np.isfinite(rows).all():
         raise ValueError(
@@ -205,8 +222,9 @@ def log_densities(store: Store, record: LayerRecord, index: int, model: FittedMi
             "anew"
         )
     scores = np.asarray(model.score_samples(rows), dtype=np.float32)
+    used = np.bincount(np.asarray(model.predict(rows)), minlength=len(model.counts_))
     let_go(rows, 0, len(rows))
-    return scores
+    return scores, used
 
 
 def transfer(
@@ -226,8 +244,10 @@ def transfer(
     check_layer(b, record, reference.model)
     n_images, scores, far = len(b.finished), reference.scores, list[NDArray[np.int64]]()
     total = below = 0.0
+    counts = np.zeros(len(reference.shares), dtype=np.int64)
     for place, index in enumerate(b.finished):
-        found = log_densities(b, record, int(index), reference.model)
+        found, used = read_rows(b, record, int(index), reference.model)
+        counts += used
         total += float(found.sum(dtype=np.float64))
         less = (np.searchsorted(scores, found, "left") + np.searchsorted(scores, found, "right")) / 2
         below += float((1 - less / len(scores)).sum())
@@ -236,9 +256,11 @@ def transfer(
     sizes = record.shapes[b.finished].prod(axis=1)
     new = _new_rows(reference, b, far, mixture, min(sample or MOST, MOST))
     n_rows = int(sizes.sum())
+    shares = counts / n_rows
     return Transfer(
         layer=record.name,
         clusters=int(reference.model.n_active_),
+        converged=bool(reference.model.converged_),
         threshold=reference.threshold,
         log_density_a=float(scores.mean(dtype=np.float64)),
         log_density_b=total / n_rows,
@@ -247,6 +269,9 @@ def transfer(
         far=sum(map(len, far)) / n_rows,
         new=None if new is None else new / n_rows,
         separation=below / n_rows,
+        usage=float(np.abs(shares - reference.shares).sum() / 2),
+        shares_a=reference.shares.tolist(),
+        shares_b=shares.tolist(),
     )
 
 
@@ -271,7 +296,9 @@ def _new_rows(
         rows = np.concatenate([_mapped(reference, b, place, index) for place, index in drawn.items()])
         components = min(mixture.get("n_components", 50), len(rows) // 2)
         model = DPGMM(**mixture | {"feature_range": None, "n_components": components})
-        model.fit(rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(rows)
         for place in judged:
             if len(far[place]):
                 scores = model.score_samples(_mapped(reference, b, place, far[place]))
@@ -308,7 +335,7 @@ def stops_at(found: Sequence[Transfer]) -> str | None:
 
 def lines(found: Sequence[Transfer]) -> list[str]:
     """Return a table, in lines: above it what its columns are, then a layer a line, the columns aligned."""
-    cells = [("layer", "clusters", "A", "B", "A", "B", "A's", "new", "neither", "separation")]
+    cells = [("layer", "clusters", "A", "B", "A", "B", "A's", "new", "neither", "separation", "usage")]
     for one in found:
         parts = ("-", "-") if one.new is None else (_percent(one.new), _percent(one.far - one.new))
         cells.append(
@@ -322,6 +349,7 @@ def lines(found: Sequence[Transfer]) -> list[str]:
                 _percent(1 - one.far),
                 *parts,
                 f"{one.separation:.3f}",
+                f"{one.usage:.3f}",
             )
         )
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
