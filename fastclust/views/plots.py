@@ -100,7 +100,7 @@ def plot_transfer(
     """
     ax = new_axes(
         ax,
-        title=f"Does {names[1]} look like {names[0]}?",
+        title=f"{names[1]} against {names[0]}",
         xlabel="layer, in order of depth",
         ylabel="rows of an image that are far, %",
     )
@@ -117,10 +117,9 @@ def plot_transfer(
             ax.vlines(at, low, high, color=colour, alpha=0.4)
     if stops is not None:
         where = [one.layer for one in found].index(stops)
-        ax.axvline(where, color="#444444", linestyle=":", label=f"{names[1]} stops looking like {names[0]}")
+        ax.axvline(where, color="#444444", linestyle=":", label=f"stops looking like {names[0]}")
     ax.set_xticks(at, [one.layer for one in found])
-    turned = sum(len(one.layer) for one in found) > 60
-    if turned:
+    if sum(len(one.layer) for one in found) > 60:
         ax.tick_params(axis="x", rotation=30)
     ax.set_ylim(0, None)
     right = ax.twinx()
@@ -131,13 +130,9 @@ def plot_transfer(
     )
     handles, _ = ax.get_legend_handles_labels()
     ax.legend(
-        handles=[*handles, *line],
-        frameon=False,
-        fontsize="small",
-        ncols=3,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.24 if turned else -0.14),
+        handles=[*handles, *line], frameon=False, fontsize="small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1)
     )
+    ax.set_title(ax.get_title(), pad=44)  # above the legend
     return ax
 
 
@@ -167,13 +162,13 @@ def plot_agreement(
     if ax is None:
         from matplotlib.figure import Figure
 
-        side = 6.7 / page.shape[1]
-        ax = Figure(figsize=(8.4, max(1.2, side * height + 0.4)), layout="constrained").add_subplot()
+        side = 6.3 / page.shape[1]
+        ax = Figure(figsize=(8.8, max(1.2, side * height + 0.5)), layout="constrained").add_subplot()
     ax.imshow(page, interpolation="nearest")
     ax.set_yticks(middles, [name if len(name) <= 18 else f"{name[:9]}…{name[-8:]}" for name, *_ in drawn])
     heads = (names[0], f"{names[1]}, colours matched", "black where they differ")
     ax.set_xticks([column * (width + gap) + (width - 1) / 2 for column in range(3)], heads)
-    ax.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
+    ax.tick_params(length=0, labelsize="small", top=False, bottom=False, labeltop=True, labelbottom=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return ax
