@@ -266,6 +266,7 @@ def test_the_folder_of_a_run_is_a_store(a: Store, tmp_path: Path) -> None:
         (["{a}", "{folder}/none.h5"], "none.h5 does not exist: expected a feature store"),
         (["{a}", "{text}"], "is not an HDF5 file: expected a feature store"),
         (["{a}", "{a}", "--out", "{text}"], "is a file: name a folder with --out"),
+        (["{a}", "{a}", "--out", "{text}/below"], "text.h5 is a file: name a folder with --out"),
         (["{a}", "{a}", "--plot", "{folder}/x.jpg"], "expected a plot's file to end in .png, .svg, .pdf"),
         (["{a}", "{a}", "--plot", "{folder}/none/x.png"], "none is not a folder: create it first"),
         (["{a}", "{a}", "--layer", "ono"], "has no layer 'ono': did you mean one?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -163,8 +164,11 @@ def _target(out: Path | None, name: str, overwrite: bool, *more: str) -> Path | 
     """Return the file to write in a folder, None where none is named; refuse what is there, before the work."""
     if out is None:
         return None
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file: name a folder with --out")
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{above} is a file: name a folder with --out")
+    if not os.access(above, os.W_OK):
+        raise PermissionError(f"{above} cannot be written to: name another folder with --out")
     for file in (name, *more):
         if (out / file).exists() and not overwrite:
             raise FileExistsError(f"{out / file} exists: --overwrite replaces it; or name another folder")
