@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 import fastclust
 from fastclust.store import Store
-from fastclust.views import transfer
+from fastclust.views import comparison, transfer
 from fastclust.views.plots import plot_transfer, save
 
 D = 6
@@ -122,7 +122,7 @@ def test_few_far_rows_make_no_cluster_and_of_one_image_none_is_told(
     assert (found.far, found.new) == (1, 0)
     one = transfer.transfer(reference, made_store(tmp_path / "1.h5", {"one": [np.full((1, 1, D), 99.0)]}), MIXTURE)
     assert (one.far, one.new) == (1, None)
-    assert transfer.lines([one])[-1].split()[-4:-1] == ["-", "-", "1.000"]
+    assert comparison.lines([one])[-1].split()[-4:-1] == ["-", "-", "1.000"]
 
 
 def test_only_so_many_far_rows_are_fitted_to(
@@ -151,7 +151,7 @@ def test_the_split_is_by_image_and_changes_with_the_seed(a: Store) -> None:
 def test_images_that_are_pending_are_nowhere(a: Store, tmp_path: Path) -> None:
     arrays = like_a(5, seed=4)
     part = made_store(tmp_path / "p.h5", {"one": arrays}, done=3)
-    found = transfer.compare(a, part, MIXTURE)
+    found = comparison.compare(a, part, MIXTURE)
     assert len(found[0].far_b) == 3
     assert list(transfer.part_of(part, [2, 0]).finished) == [0, 2]
     assert transfer.part_of(part, [1]).rows("one")[0].shape == (256, D)
@@ -161,14 +161,14 @@ def test_layers_are_those_of_both_in_order(tmp_path: Path) -> None:
     arrays = like_a(4)
     a = made_store(tmp_path / "a.h5", {"deep": arrays, "flat": arrays, "own": arrays})
     b = made_store(tmp_path / "b.h5", {"flat": arrays, "deep": arrays, "other": arrays})
-    assert transfer.common_layers(a, b) == ["deep", "flat"]
-    assert transfer.common_layers(a, b, ["flat"]) == ["flat"]
+    assert comparison.common_layers(a, b) == ["deep", "flat"]
+    assert comparison.common_layers(a, b, ["flat"]) == ["flat"]
     with pytest.raises(ValueError, match=r"b.h5 has no layer 'own'"):
-        transfer.common_layers(a, b, ["own"])
+        comparison.common_layers(a, b, ["own"])
     with pytest.raises(ValueError, match="no layer in common"):
-        transfer.common_layers(a, made_store(tmp_path / "c.h5", {"x": arrays}))
+        comparison.common_layers(a, made_store(tmp_path / "c.h5", {"x": arrays}))
     with pytest.raises(ValueError, match="different networks or weights"):
-        transfer.common_layers(a, made_store(tmp_path / "d.h5", {"deep": arrays}, weights="v"))
+        comparison.common_layers(a, made_store(tmp_path / "d.h5", {"deep": arrays}, weights="v"))
 
 
 def test_one_image_cannot_be_split_but_a_given_model_needs_no_split(a: Store, tmp_path: Path) -> None:
@@ -176,17 +176,17 @@ def test_one_image_cannot_be_split_but_a_given_model_needs_no_split(a: Store, tm
     one = made_store(tmp_path / "one.h5", {"one": arrays[:1]})
     b = made_store(tmp_path / "b.h5", {"one": arrays})
     with pytest.raises(ValueError, match="at least 2 are needed"):
-        transfer.compare(one, b, MIXTURE)
+        comparison.compare(one, b, MIXTURE)
     model = fastclust.DPGMM(**MIXTURE).fit(np.concatenate(a.rows("one")))
     (tmp_path / "models" / "one").mkdir(parents=True)
     model.save(tmp_path / "models" / "one" / "model.h5")
-    (found,) = transfer.compare(one, b, MIXTURE, models=tmp_path / "models")
+    (found,) = comparison.compare(one, b, MIXTURE, models=tmp_path / "models")
     assert len(found.far_a) == 1
     assert found.far_a[0] == pytest.approx(0.01, abs=0.005)
     with pytest.raises(ValueError, match="which is how many"):
-        transfer.compare(a, b, MIXTURE, models=tmp_path / "models")
+        comparison.compare(a, b, MIXTURE, models=tmp_path / "models")
     with pytest.raises(FileNotFoundError, match=r"model.h5 is not there"):
-        transfer.compare(a, b, MIXTURE, models=tmp_path)
+        comparison.compare(a, b, MIXTURE, models=tmp_path)
 
 
 def test_a_feature_that_is_no_number_is_named(reference: transfer.Reference, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_b_stops_where_its_median_image_passes_every_image_of_a() -> None:
     beyond = far("b", [0.0, 0.05], [0.0, 0.06, 0.07])
     assert transfer.stops_at([near]) is None
     assert transfer.stops_at([near, beyond, near]) == "b"
-    head, *table = transfer.lines([near, beyond])
+    head, *table = comparison.lines([near, beyond])
     assert len({len(line) for line in table}) == 1, "columns are aligned"
     assert head.index("far rows") > table[0].index("B")
     assert table[2].split()[0] == "b"
@@ -256,7 +256,7 @@ def test_the_command_prints_writes_and_draws(a: Store, tmp_path: Path) -> None:
 def test_the_folder_of_a_run_is_a_store(a: Store, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "features.h5").symlink_to(a.path)
-    assert transfer.open_features(tmp_path / "run").layers.keys() == {"one"}
+    assert comparison.open_features(tmp_path / "run").layers.keys() == {"one"}
 
 
 @pytest.mark.parametrize(

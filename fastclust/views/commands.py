@@ -93,34 +93,35 @@ def compare(
     """
     from fastclust.atomic import write_json
     from fastclust.pipeline import check_mixture
-    from fastclust.views import transfer
+    from fastclust.views import comparison
     from fastclust.views.plots import check_plot, plot_transfer, save
+    from fastclust.views.transfer import stops_at
 
     target = _target(out, "compare.json", overwrite)
     if plot is not None:
         check_plot(plot)
-    stores = transfer.open_features(a), transfer.open_features(b)
+    stores = comparison.open_features(a), comparison.open_features(b)
     mixture = options.mixture(components, alpha, covariance, None, tol, max_iter, seed, device, backend, Precision.high)
     check_mixture(mixture)
     sizes = [store.provenance["size"] for store in stores]
     if sizes[0] != sizes[1]:
         complain(f"sizes differ, {sizes[0]} and {sizes[1]}: what differs may be the scale alone", style="yellow")
     with progress_bars() as progress:
-        found = transfer.compare(
+        found = comparison.compare(
             *stores, mixture, layers=layer or (), models=models, held_out=held_out, sample=rows, progress=progress
         )
-    for line in transfer.lines(found):
+    for line in comparison.lines(found):
         say(line)
     for one in found:
         if not one.converged:
             complain(f"the mixture of {one.layer} has not converged (--max-iter {max_iter})", style="yellow")
-    stops = transfer.stops_at(found)
+    stops = stops_at(found)
     where = f"{stops}: the first layer where" if stops else "at no layer has"
     verb = "B's median image has more far rows" if stops else "B's median image more far rows"
     say(f"{where} {verb} than any held-out image of A")
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_json(target, transfer.as_json(*stores, found, mixture))
+        write_json(target, comparison.as_json(*stores, found, mixture))
         say(f"{target}: {len(found)} layers")
     if plot is not None:
         save(plot_transfer(found, _names(a, b), stops), plot)

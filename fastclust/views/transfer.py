@@ -1,4 +1,4 @@
-"""Does it transfer: how much of one store's features looks like another's, layer by layer.
+"""Does it transfer: how much of the features of a layer of one store looks like another's.
 
 A mixture with density p is fitted to the rows of some of A's images; the others are held out. The split is by image,
 since the rows of an image are much alike. Let q be the 1 % quantile of ln p over all rows of A's held-out images. A row
@@ -27,9 +27,8 @@ each row's most probable cluster, far or not: 0 where B uses A's clusters as A d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,11 +37,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from fastclust.estimator import DPGMM
 from fastclust.fitted import FittedMixture
-from fastclust.labels import Progress, check_finished, check_layer, quiet, source_of
+from fastclust.labels import Progress, check_finished, check_layer, quiet
 from fastclust.parts import let_go
 from fastclust.pipeline import fit_layer
-from fastclust.saved import load
-from fastclust.store import PENDING, LayerRecord, Store, open_store
+from fastclust.store import PENDING, LayerRecord, Store
 
 QUANTILE = 0.01  # of the rows of A's held-out images are far
 FEWEST = 100  # far rows in a half of B's images that new clusters are looked for in
@@ -90,78 +88,11 @@ class Transfer:
     shares_b: list[float]
 
 
-def open_features(path: Path) -> Store:
-    """Open a store, or that of the folder of a run. Raises FileNotFoundError, and as `open_store`."""
-    if path.is_dir():
-        if not (path / "features.h5").is_file():
-            raise FileNotFoundError(
-                f"{path} has no features.h5: expected a store that `fastclust extract` wrote, or the folder of a "
-                "`fastclust run` without --no-store"
-            )
-        path = path / "features.h5"
-    return open_store(path)
-
-
 def part_of(store: Store, places: Sequence[int] | NDArray[np.int64]) -> Store:
     """Return a store as if of its finished images only those at some places were done."""
     kept = {int(store.finished[place]) for place in places}
     images = [image if index in kept else replace(image, state=PENDING) for index, image in enumerate(store.images)]
     return replace(store, images=images)
-
-
-def compare(
-    a: Store,
-    b: Store,
-    mixture: dict[str, Any],
-    *,
-    layers: Sequence[str] = (),
-    models: Path | None = None,
-    held_out: float = 0.5,
-    sample: int | None = None,
-    progress: Progress = quiet,
-) -> list[Transfer]:
-    """Compare B with A at layers that both have, in A's order; all of them where none is named.
-
-    mixture: of `fastclust.DPGMM`; its random_state is that of the splits, too. held_out: share of A's images that is
-    held out, at least one and not all. sample: rows to fit to instead of all. models: a folder with LAYER/model.h5, as
-    `fastclust run` leaves it, of mixtures to take instead of fitting: then all of A's images count as held out.
-
-    Raises ValueError where A has fewer than two finished images, or B none, there is no common layer, the two are of
-    different networks or weights, a model is not of its layer or was fitted to as many rows as A has, which are then
-    its own; FileNotFoundError where a model is not there; and as `fastclust.pipeline.fit_layer`.
-    """
-    names = common_layers(a, b, layers)
-    check_finished(b)
-    rest = b.finished.tolist()
-    found = []
-    for name in names:
-        if models is None:
-            reference = fit_reference(a, name, mixture, held_out=held_out, sample=sample, progress=progress)
-        else:
-            reference = given_reference(a, name, _load(models / name / "model.h5", a, name, mixture), progress)
-        progress(f"compare {name}", 0, len(rest), "")
-        found.append(transfer(reference, b, mixture, sample=sample, progress=progress))
-        progress(f"compare {name}", len(rest), len(rest), f"{found[-1].far:.1%} far")
-    return found
-
-
-def common_layers(a: Store, b: Store, asked: Sequence[str] = ()) -> list[str]:
-    """Return the layers that two stores have, in A's order, or those that are asked for. Raises ValueError."""
-    both = [name for name in a.layers if name in b.layers]
-    for name in asked:
-        a.layer(name), b.layer(name)
-    names = [name for name in both if not asked or name in asked]
-    if not names:
-        raise ValueError(
-            f"{a.path} and {b.path} have no layer in common: the first has {', '.join(a.layers)}, the second "
-            f"{', '.join(b.layers)}; extract the same layers"
-        )
-    for name in names:
-        if source_of(a, a.layers[name]) != source_of(b, b.layers[name]):
-            raise ValueError(
-                f"{name} of {a.path} and of {b.path} are of different networks or weights: extract both with the same"
-            )
-    return names
 
 
 def fit_reference(
@@ -314,74 +245,6 @@ def _mapped(reference: Reference, b: Store, place: int, index: NDArray[np.int64]
     return (chosen - np.float32(reference.model.feature_offset_)) * np.float32(reference.model.feature_scale_)
 
 
-def _load(path: Path, a: Store, layer: str, mixture: dict[str, Any]) -> FittedMixture:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: expected LAYER/model.h5 below the folder of models")
-    model = load(path)
-    rows = sum(len(part) for part in a.rows(layer))
-    if int(model.counts_.sum()) == rows:
-        raise ValueError(
-            f"{path} was fitted to {rows} rows, which is how many {a.path} has: of images that a model was fitted to, "
-            "none is held out; give a model of other images, or none"
-        )
-    model.set_params(device=mixture.get("device", "auto"), backend=mixture.get("backend", "auto"))
-    return model
-
-
 def stops_at(found: Sequence[Transfer]) -> str | None:
     """Return the first layer where B's median image has more far rows than any held-out image of A, if there is one."""
     return next((one.layer for one in found if np.median(one.far_b) > max(one.far_a)), None)
-
-
-def lines(found: Sequence[Transfer]) -> list[str]:
-    """Return a table, in lines: above it what its columns are, then a layer a line, the columns aligned."""
-    cells = [("layer", "clusters", "A", "B", "A", "B", "A's", "new", "neither", "separation", "usage")]
-    for one in found:
-        parts = ("-", "-") if one.new is None else (_percent(one.new), _percent(one.far - one.new))
-        cells.append(
-            (
-                one.layer,
-                str(one.clusters),
-                f"{one.log_density_a:.2f}",
-                f"{one.log_density_b:.2f}",
-                _range(one.far_a),
-                _range(one.far_b),
-                _percent(1 - one.far),
-                *parts,
-                f"{one.separation:.3f}",
-                f"{one.usage:.3f}",
-            )
-        )
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    groups = (("", 0, 2), ("ln p, nats a row", 2, 4), ("far rows of an image", 4, 6), ("B's rows, by cluster", 6, 9))
-    above = []
-    for name, low, high in groups:
-        widths[high - 1] += max(0, len(name) - sum(widths[low:high]) - 2 * (high - low - 1))
-        above.append(name.rjust(sum(widths[low:high]) + 2 * (high - low - 1)))
-    table = [
-        "  ".join((cell.ljust if at == 0 else cell.rjust)(widths[at]) for at, cell in enumerate(row)) for row in cells
-    ]
-    return ["  ".join(above), *table]
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def _range(shares: Sequence[float]) -> str:
-    """Return the median of images, and the smallest and the largest."""
-    return f"{np.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
-
-
-def as_json(a: Store, b: Store, found: Sequence[Transfer], mixture: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what compare.json holds: the two stores, the definition of far, the mixture, and every layer's numbers."""
-    return {
-        "a": {"path": str(a.path), "images": len(a.finished), "size": a.provenance["size"]},
-        "b": {"path": str(b.path), "images": len(b.finished), "size": b.provenance["size"]},
-        "model": a.provenance["model"],
-        "weights": a.provenance["weights"],
-        "far": f"ln density below the {QUANTILE:.0%} quantile of the rows of held-out images of A",
-        "mixture": {name: value for name, value in mixture.items() if name not in ("device", "backend")},
-        "stops_looking_like_a_at": stops_at(found),
-        "layers": [asdict(one) for one in found],
-    }
