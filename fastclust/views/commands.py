@@ -21,7 +21,6 @@ from fastclust.options import (
     Overwrite,
     Precision,
     Rows,
-    StartSeed,
     Tol,
 )
 
@@ -78,7 +77,9 @@ def compare(
     covariance: CovarianceType = Covariance.diag,
     tol: Tol = 1e-4,
     max_iter: MaxIter = 200,
-    seed: StartSeed = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=options.SEEDS, help="Of the split of the images, and of the start.")
+    ] = 0,
     device: Device = "auto",
     backend: Backend = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder to write compare.json to.")] = None,
@@ -89,7 +90,10 @@ def compare(
 
     A mixture is fitted to some of A's images. A row is far where its log-density is below the 1 % quantile of the rows
     of A's other images, so of A itself 1 % is far. The other rows of B fall to A's clusters. Far rows of B are of new
-    clusters where they are as probable under a mixture of the far rows of other images of B; the rest are far from all.
+    clusters where they are as probable under a mixture of the far rows of other images of B; the rest are of neither.
+
+    The separation is the probability that a row of B is less probable than a held-out row of A, 0.5 where they are
+    alike; the usage is 0 where B's rows are spread over A's clusters as A's are, and 1 where they fall to others.
     """
     from fastclust.atomic import write_json
     from fastclust.pipeline import check_mixture
