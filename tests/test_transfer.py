@@ -138,6 +138,17 @@ def test_only_so_many_far_rows_are_fitted_to(
     assert found.new > 0.99
 
 
+def test_of_many_images_with_a_far_row_each_some_are_drawn(
+    reference: transfer.Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "MOST", 40)
+    b = made_store(tmp_path / "b.h5", {"one": [image[:1, :1] for image in around([30.0] * 220)]})
+    found = transfer.transfer(reference, b, MIXTURE, sample=50)
+    assert found.far == 1
+    assert found.new is not None
+    assert found.new > 0.9
+
+
 def test_the_split_is_by_image_and_changes_with_the_seed(a: Store) -> None:
     parts = [transfer.fit_reference(a, "one", MIXTURE | {"random_state": seed}) for seed in range(3)]
     assert all(len(part.far) == 4 and len(part.scores) == 4 * 256 for part in parts)

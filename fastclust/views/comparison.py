@@ -54,25 +54,24 @@ def compare(
     """
     names = common_layers(a, b, layers)
     check_finished(b)
-    rest = b.finished.tolist()
-    found = []
+    found, n_images = [], len(b.finished)
     for name in names:
         if models is None:
             reference = fit_reference(a, name, mixture, held_out=held_out, sample=sample, progress=progress)
         else:
             reference = given_reference(a, name, _load(models / name / "model.h5", a, name, mixture), progress)
-        progress(f"compare {name}", 0, len(rest), "")
+        progress(f"compare {name}", 0, n_images, "")
         found.append(transfer(reference, b, mixture, sample=sample, progress=progress))
-        progress(f"compare {name}", len(rest), len(rest), f"{found[-1].far:.1%} far")
+        progress(f"compare {name}", n_images, n_images, f"{found[-1].far:.1%} far")
     return found
 
 
 def common_layers(a: Store, b: Store, asked: Sequence[str] = ()) -> list[str]:
     """Return the layers that two stores have, in A's order, or those that are asked for. Raises ValueError."""
-    both = [name for name in a.layers if name in b.layers]
-    for name in asked:
-        a.layer(name), b.layer(name)
-    names = [name for name in both if not asked or name in asked]
+    for store in (a, b):
+        for name in asked:
+            store.layer(name)
+    names = [name for name in a.layers if name in b.layers and (not asked or name in asked)]
     if not names:
         raise ValueError(
             f"{a.path} and {b.path} have no layer in common: the first has {', '.join(a.layers)}, the second "

@@ -26,6 +26,7 @@ each row's most probable cluster, far or not: 0 where B uses A's clusters as A d
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ from fastclust.store import PENDING, LayerRecord, Store
 
 QUANTILE = 0.01  # of the rows of A's held-out images are far
 FEWEST = 100  # far rows in a half of B's images that new clusters are looked for in
-MOST = 50_000  # far rows that new clusters are fitted to
+MOST = 50_000  # far rows that new clusters are fitted to, and up to one an image more
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def transfer(
         far.append(np.flatnonzero(found < reference.threshold))
         progress(f"compare {record.name}", place, n_images, b.images[index].name)
     sizes = record.shapes[b.finished].prod(axis=1)
-    new = _new_rows(reference, b, far, mixture, min(sample or MOST, MOST))
+    new = _new_rows(reference, b, far, mixture, max(FEWEST, min(sample or MOST, MOST)))
     n_rows = int(sizes.sum())
     shares = counts / n_rows
     return Transfer(
@@ -221,7 +222,7 @@ def _new_rows(
             continue
         share = min(1.0, most / n_far)
         drawn = {
-            place: np.sort(random.choice(far[place], round(share * len(far[place])), replace=False))
+            place: np.sort(random.choice(far[place], math.ceil(share * len(far[place])), replace=False))
             for place in fitted_to
         }
         rows = np.concatenate([_mapped(reference, b, place, index) for place, index in drawn.items()])
