@@ -10,6 +10,8 @@
     detection           whether centres of clusters find cells: `benchmarks.findings.detection`
     composition         clusters of images against classes, by layer: `benchmarks.findings.composition`
     gpu                 tests, rates and passes of every backend on a CUDA card: `benchmarks.gpu`
+    transfer            how much of other images looks like a layer's own: `benchmarks.findings.transfer`
+    segmentation        label images against people's segmentations: `benchmarks.findings.segmentation`
 
 Without --out, a whole suite goes to benchmarks/results; a part of one, or "quick", goes nowhere.
 """

@@ -36,6 +36,8 @@ STOPPED = {
     "images": "its results are not all there: the same command, with --overwrite where some are, starts anew",
     "figure4": "the figure is not whole: the same command with --overwrite starts anew",
     "report": "no report was written: the same command starts anew",
+    "compare": "nothing was written: the same command starts anew",
+    "agree": "nothing was written: the same command starts anew",
 }
 
 

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "views.embed": {"extract", "reader", "receptive", "store", "views.survey"},
     "views.survey": {"arrays", "fitted", "labels", "parts", "picture", "receptive", "store"},
     "views.portrait": {"arrays", "fitted"},
-    "views.plots": {"arrays", "atomic", "console", "fitted"},
+    "views.plots": {"arrays", "atomic", "console", "fitted", "views.transfer"},
     "receptive": {"networks"},
     "report": {"atomic", "extract", "labels", "machine", "picture", "store"},
     "saved": {"drop_in", "estimator", "model_file"},
@@ -108,11 +108,22 @@ MAY_IMPORT = {
     "views.commands": {
         "views.command_atlas",
         "views.command_centres",
+        "views.command_compare",
         "views.command_images",
         "views.command_plot",
         "views.command_report",
     },
     "views.command_report": {"console", "layer_fit", "options", "views.page"},
+    "views.command_compare": {
+        "atomic",
+        "console",
+        "layer_fit",
+        "options",
+        "views.agreement",
+        "views.comparison",
+        "views.plots",
+        "views.transfer",
+    },
     "views.command_plot": {"console", "saved", "views.plots"},
     "views.command_atlas": {"console", "describe", "options", "store", "views.atlas", "views.plots"},
     "views.command_images": {
@@ -181,6 +192,9 @@ MAY_IMPORT = {
         "views.portrait",
     },
     "glas": set(),
+    "views.transfer": {"estimator", "fitted", "labels", "parts", "layer_fit", "store"},
+    "views.comparison": {"fitted", "labels", "saved", "store", "views.transfer"},
+    "views.agreement": {"labels", "picture"},
 }
 OWN_FILE_ONLY = {"triton", "cupy", "numba"}
 

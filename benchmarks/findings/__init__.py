@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from benchmarks.findings import composition, detection
+from benchmarks.findings import composition, detection, segmentation, transfer
 
-SUITES: dict[str, ModuleType] = {"detection": detection, "composition": composition}
+SUITES: dict[str, ModuleType] = {
+    "detection": detection,
+    "composition": composition,
+    "transfer": transfer,
+    "segmentation": segmentation,
+}
