@@ -232,11 +232,12 @@ def fit(
     """
     from fastclust.checkpoint import FORMAT as CHECKPOINT
     from fastclust.checkpoint import Checkpoint
-    from fastclust.describe import check_replaceable
+    from fastclust.describe import check_replaceable, format_of
     from fastclust.group import ranks
     from fastclust.launch import joined_group
-    from fastclust.layer_fit import check_mixture, fit_layer
+    from fastclust.layer_fit import check_mixture, fit_layer, is_fit_of
     from fastclust.model_file import FORMAT
+    from fastclust.saved import load
     from fastclust.store import open_store
 
     if resume and checkpoint is None:
@@ -249,7 +250,13 @@ def fit(
         components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend, precision
     )
     check_mixture(mixture)
-    _check_new(out, overwrite or (resume and checkpoint is not None and checkpoint.exists()))
+    going_on = resume and checkpoint is not None and checkpoint.exists()
+    if resume and not going_on and out.is_file() and format_of(out) == FORMAT:
+        before = load(out)
+        if is_fit_of(before, stores, name, mixture, rows):
+            say(f"{out}: {name}: this fit has ended before: {_outcome(before)}")
+            return
+    _check_new(out, overwrite or going_on)
     check_replaceable(out, FORMAT)
     with progress_bars() as progress, joined_group(device):
         if checkpoint is not None and overwrite and ranks()[0] == 0:

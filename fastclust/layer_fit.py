@@ -16,11 +16,13 @@ from fastclust import kernels
 from fastclust.blocks import Blocks, share
 from fastclust.checkpoint import Checkpoint
 from fastclust.estimator import DPGMM
+from fastclust.fitted import FittedMixture
 from fastclust.group import ranks
 from fastclust.labels import Progress, check_finished, quiet, source_of
 from fastclust.store import LayerRecord, Store
 
 FEATURE_RANGE = (0.0, 10.0)
+ELSEWHERE = ("device", "backend", "block_rows", "verbose", "verbose_interval")  # no part of what a fit finds
 SHAPES = {"conv": "pixels", "dense": "images"}
 
 
@@ -85,11 +87,32 @@ def fit_layer(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # converged_ says so, and so does the summary
         model.fit(rows, on_pass=on_pass, checkpoint=checkpoint)
-    model.source_ = source_of(stores[0], records[0])
-    if sample is not None and sample < n_rows:
-        model.source_["sample"] = f"{sample} of {n_rows} rows"
+    model.source_ = source_of(stores[0], records[0]) | _drawn(sample, n_rows)
     progress(f"fit {layer}", model.n_iter_, model.n_iter_, f"{model.n_active_} clusters in use")
     return model, time.perf_counter() - began
+
+
+def is_fit_of(
+    model: FittedMixture, stores: Sequence[Store], layer: str, parameters: dict[str, Any], sample: int | None
+) -> bool:
+    """Say whether a model is what `fit_layer` with these arguments, wherever it runs, leaves: it need not run again."""
+    wanted = DPGMM(**{"feature_range": FEATURE_RANGE, **parameters})
+    if type(model) is not DPGMM or any(_said(model, key) != _said(wanted, key) for key in wanted.get_params()):
+        return False
+    n_rows = sum(int(part.shape[0]) for store in stores for part in store.rows(layer))
+    source = source_of(stores[0], stores[0].layer(layer)) | _drawn(sample, n_rows)
+    return getattr(model, "source_", None) == source and int(model.counts_.sum()) == min(n_rows, sample or n_rows)
+
+
+def _said(model: FittedMixture, key: str) -> Any:
+    """Return a parameter as it can be compared, None for those that only say where a model is computed."""
+    value = getattr(model, key)
+    return None if key in ELSEWHERE else list(value) if isinstance(value, tuple) else value
+
+
+def _drawn(sample: int | None, n_rows: int) -> dict[str, str]:
+    """Return what a model's `source_` says of the sample that it was fitted to; nothing where that is all rows."""
+    return {} if sample is None or sample >= n_rows else {"sample": f"{sample} of {n_rows} rows"}
 
 
 def _sample(parts: list[Any], size: int, seed: Any, rank: int, n_ranks: int) -> torch.Tensor:

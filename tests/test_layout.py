@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "demo": {"weights"},
     "describe": {"checkpoint", "model_file", "saved", "seal", "store"},
     "pipeline": {"atomic", "extract", "labels", "layer_fit", "live", "report", "store", "views.page"},
-    "layer_fit": {"blocks", "checkpoint", "estimator", "group", "kernels", "labels", "store"},
+    "layer_fit": {"blocks", "checkpoint", "estimator", "fitted", "group", "kernels", "labels", "store"},
     "labels": {"arrays", "atomic", "fitted", "group", "parts", "picture", "store"},
     "views.page": {
         "atomic",

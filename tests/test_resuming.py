@@ -105,6 +105,27 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(number, status, stor
     assert "m.h5 exists" in again.err
 
 
+def test_a_fit_that_has_ended_is_not_made_again_nor_taken_for_another(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.h5"
+    words = ("fit", store, *MIXTURE, "--rows", 2000, "--out", out, "--checkpoint", tmp_path / "c.h5", "--resume")
+    assert call(*words).status == 0
+    before = out.read_bytes()
+    again = call(*words, "--backend", "torch")  # where it is computed is no part of what it finds
+    assert (again.status, again.err) == (0, "")
+    assert "this fit has ended before" in again.out
+    for others in (("--seed", 1), ("--tol", 0.5), ("--alpha", 0.3), ("--rows", 2001), ("--max-iter", 6)):
+        refused = call(*words, *others)
+        assert (refused.status, refused.out) == (1, ""), others
+        assert "m.h5 exists: --overwrite replaces it" in refused.err
+    merged = tmp_path / "other.h5"
+    assert call("extract", store.parent / "images", *NETWORK, "--seed", 1, "--layer", "1", "--out", merged).status == 0
+    assert "m.h5 exists" in call("fit", merged, *words[2:]).err
+    assert out.read_bytes() == before
+    out.write_bytes(before[:-100])
+    assert call(*words).status == 1
+    assert set(contents(tmp_path)) == {"m.h5", "other.h5"}
+
+
 def test_labels_of_another_model_are_not_gone_on_with(store: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         out = tmp_path / f"{seed}.h5"
