@@ -245,7 +245,7 @@ def fit(
     if resume and overwrite:
         raise ValueError("--resume goes on, --overwrite starts anew: give one of them")
     stores = [open_store(file) for file in files]
-    name = _layer(stores[0].layers, layer, files[0])
+    name = stores[0].only_layer(layer[0] if layer else None).name
     mixture = options.mixture(
         components, alpha, covariance, feature_range, tol, max_iter, seed, device, backend, precision
     )
@@ -298,7 +298,7 @@ def label(
     if resume and overwrite:
         raise ValueError("--resume goes on, --overwrite starts anew: give one of them")
     store, mixture = open_store(file), load(model)
-    name = _layer(store.layers, layer, file)
+    name = store.only_layer(layer[0] if layer else None).name
     check_device(device, backend)
     mixture.set_params(device=device, backend=backend)
     with progress_bars() as progress, joined_group(device), together() as group:
@@ -428,14 +428,6 @@ def _run(
     stored = "" if summary["stored"] else "; no features are stored"
     say(f"{summary['images']} images in {summary['seconds']['total']:.1f} s: {out / 'montage.png'}{stored}")
     end([(one["path"], one["reason"]) for one in summary["left_out"]])
-
-
-def _layer(known: dict[str, Any], asked: list[str] | None, file: Path) -> str:
-    if asked:
-        return asked[0]
-    if len(known) != 1:
-        raise ValueError(f"{file} has {len(known)} layers: choose one with --layer, of {', '.join(known)}")
-    return next(iter(known))
 
 
 def _check_new(out: Path, replace: bool) -> None:

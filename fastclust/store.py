@@ -93,6 +93,13 @@ class Store:
         """Indices of the images that are done, ascending."""
         return np.flatnonzero([image.state == DONE for image in self.images]).astype(np.int64)
 
+    def only_layer(self, asked: str | None) -> LayerRecord:
+        """Return the record of the layer asked for, or of the only one. Raises ValueError where there are more."""
+        if asked is None and len(self.layers) != 1:
+            known = ", ".join(self.layers)
+            raise ValueError(f"{self.path} has {len(self.layers)} layers: choose one with --layer, of {known}")
+        return self.layer(asked or next(iter(self.layers)))
+
     def layer(self, name: str) -> LayerRecord:
         """Return a layer's record. Raises ValueError with the nearest names where there is none."""
         if name not in self.layers:
@@ -157,6 +164,19 @@ def open_store(path: str | Path, *, cut_short: bool = False) -> Store:
                 return _read(path, raw, file, seal.n_bytes)
         except (AttributeError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(f"{path} is damaged: HDF5 finds no feature store in it ({error})") from error
+
+
+def open_features(path: str | Path) -> Store:
+    """Open a store, or that of the folder of a run. Raises FileNotFoundError, and as `open_store`."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "features.h5").is_file():
+            raise FileNotFoundError(
+                f"{path} has no features.h5: expected a store that `fastclust extract` wrote, or the folder of a "
+                "`fastclust run` without --no-store"
+            )
+        path = path / "features.h5"
+    return open_store(path)
 
 
 def _read(path: Path, raw: BinaryIO, file: Any, n_bytes: int) -> Store:

@@ -119,6 +119,7 @@ MAY_IMPORT = {
         "console",
         "layer_fit",
         "options",
+        "store",
         "views.agreement",
         "views.comparison",
         "views.plots",

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import fastclust
-from fastclust.store import Store
+from fastclust.store import Store, open_features
 from fastclust.views import comparison, transfer
 from fastclust.views.plots import plot_transfer, save
 
@@ -267,7 +267,7 @@ def test_the_command_prints_writes_and_draws(a: Store, tmp_path: Path) -> None:
 def test_the_folder_of_a_run_is_a_store(a: Store, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "features.h5").symlink_to(a.path)
-    assert comparison.open_features(tmp_path / "run").layers.keys() == {"one"}
+    assert open_features(tmp_path / "run").layers.keys() == {"one"}
 
 
 @pytest.mark.parametrize(

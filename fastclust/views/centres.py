@@ -51,7 +51,7 @@ from fastclust.plan import network_size
 from fastclust.reader import placement
 from fastclust.receptive import Field, receptive_fields
 from fastclust.saved import load
-from fastclust.store import ImageRecord, LayerRecord, Store, open_store
+from fastclust.store import ImageRecord, LayerRecord, Store, open_features
 from fastclust.views.detection import Score, find_masks, input_mask, score, total
 from fastclust.views.markers import Shown, marked, page, side_by_side
 from fastclust.views.regions import Centre, centres, foreground, unit_area
@@ -87,16 +87,8 @@ def open_source(source: Path, model: Path | None, layer: str | None) -> tuple[St
     model: None stands for the run's own, layer: None for the only one.
     Raises FileNotFoundError, and ValueError where one of them has to be named or they do not belong together.
     """
-    if source.is_dir() and not (source / "features.h5").is_file():
-        raise FileNotFoundError(
-            f"{source} has no features.h5: expected a store that `extract` wrote, or the folder of a `fastclust run`"
-        )
-    store = open_store(source / "features.h5" if source.is_dir() else source)
-    if layer is None and len(store.layers) != 1:
-        raise ValueError(
-            f"{source} has {len(store.layers)} layers: choose one with --layer, of {', '.join(store.layers)}"
-        )
-    record = store.layer(layer or next(iter(store.layers)))
+    store = open_features(source)
+    record = store.only_layer(layer)
     if model is None:
         if not source.is_dir():
             raise ValueError(f"{source} is a store: name a model that `fit` wrote with --model")

@@ -66,6 +66,7 @@ def compare(
     """
     from fastclust.atomic import write_json
     from fastclust.layer_fit import check_mixture
+    from fastclust.store import open_features
     from fastclust.views import comparison
     from fastclust.views.plots import check_plot, plot_transfer, save
     from fastclust.views.transfer import stops_at
@@ -73,7 +74,7 @@ def compare(
     target = _target(out, "compare.json", overwrite)
     if plot is not None:
         check_plot(plot)
-    stores = comparison.open_features(a), comparison.open_features(b)
+    stores = open_features(a), open_features(b)
     mixture = options.mixture(components, alpha, covariance, None, tol, max_iter, seed, device, backend, Precision.high)
     check_mixture(mixture)
     sizes = [store.provenance["size"] for store in stores]

@@ -85,7 +85,8 @@ def images(
     from fastclust.describe import check_replaceable
     from fastclust.layer_fit import check_mixture
     from fastclust.model_file import FORMAT
-    from fastclust.views.images import check_free, chosen_layer, compose, open_features
+    from fastclust.store import open_features
+    from fastclust.views.images import check_free, compose
     from fastclust.views.plots import check_plot
 
     mixture = options.mixture(
@@ -95,7 +96,7 @@ def images(
     if plot is not None:
         check_plot(Path(plot.name) if plot.parent == out else plot)
     opened = open_features(store)
-    name = chosen_layer(opened, layer[0] if layer else None)
+    name = opened.only_layer(layer[0] if layer else None).name
     check_free(out, overwrite)
     check_replaceable(out / "model.h5", FORMAT)
     with progress_bars() as progress:

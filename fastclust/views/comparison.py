@@ -15,20 +15,8 @@ import numpy as np
 from fastclust.fitted import FittedMixture
 from fastclust.labels import Progress, check_finished, quiet, source_of
 from fastclust.saved import load
-from fastclust.store import Store, open_store
+from fastclust.store import Store
 from fastclust.views.transfer import QUANTILE, Transfer, fit_reference, given_reference, stops_at, transfer
-
-
-def open_features(path: Path) -> Store:
-    """Open a store, or that of the folder of a run. Raises FileNotFoundError, and as `open_store`."""
-    if path.is_dir():
-        if not (path / "features.h5").is_file():
-            raise FileNotFoundError(
-                f"{path} has no features.h5: expected a store that `fastclust extract` wrote, or the folder of a "
-                "`fastclust run` without --no-store"
-            )
-        path = path / "features.h5"
-    return open_store(path)
 
 
 def compare(

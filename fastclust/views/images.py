@@ -27,7 +27,7 @@ from fastclust.atomic import write_json, written_aside
 from fastclust.images import read_labels
 from fastclust.labels import Progress, quiet
 from fastclust.pipeline import new_folder
-from fastclust.store import Store, open_store
+from fastclust.store import Store
 from fastclust.views import contact
 from fastclust.views.composition import OUTLIER_RULE, PERMUTATIONS, Agreement, agreement, outliers
 from fastclust.views.points import Clustered, cluster_images
@@ -68,26 +68,6 @@ class Composition:
     @property
     def agreements(self) -> dict[str, Agreement | None]:
         return {"label": self.by_label, "group": self.by_group}
-
-
-def open_features(path: Path) -> Store:
-    """Open a store, or that of a run by its folder. Raises as `open_store`."""
-    if path.is_dir():
-        if not (path / "features.h5").is_file():
-            raise FileNotFoundError(
-                f"{path} has no features.h5: expected a store that `extract` wrote, or the folder of a `fastclust run` "
-                "without --no-store"
-            )
-        path = path / "features.h5"
-    return open_store(path)
-
-
-def chosen_layer(store: Store, asked: str | None) -> str:
-    """Return the layer that is asked for, or a store's only one. Raises ValueError where there is none."""
-    if asked is None and len(store.layers) != 1:
-        known = ", ".join(store.layers)
-        raise ValueError(f"{store.path} has {len(store.layers)} layers: choose one with --layer, of {known}")
-    return store.layer(asked or next(iter(store.layers))).name
 
 
 def compose(
