@@ -98,6 +98,8 @@ def test_the_folder_is_one_that_a_report_reads(drawn: Path):
     done = call("report", drawn)
     assert done.status == 0, done.err
     assert "3 images shown" in done.out
+    page = (drawn / "report.html").read_text()
+    assert "26 layers from <bdi>features.1</bdi>" in page
 
 
 def test_the_plot_has_every_layer_and_seed(drawn: Path, tmp_path: Path):
