@@ -23,14 +23,11 @@ import numpy as np
 from PIL import Image
 
 from fastclust import picture
-from fastclust.arrays import host
 from fastclust.atomic import write_json, written_aside
 from fastclust.extract import extract, find_images, input_image, list_layers
-from fastclust.fitted import FittedMixture
-from fastclust.labels import Labels, Progress, even, label_layer, quiet
+from fastclust.labels import Labels, Progress, even, label_image, label_layer, quiet
 from fastclust.layer_fit import check_mixture, fit_layer
 from fastclust.networks import Network
-from fastclust.parts import let_go
 from fastclust.pipeline import DRAWN, check_free, forget, layers_of, outside, remove_results
 from fastclust.plan import network_size, open_weights
 from fastclust.store import LayerRecord, Store, open_store
@@ -132,7 +129,7 @@ def draw_atlas(
                 labelled.append(label_layer(store, name, fitted, out / name, progress))
                 present = labelled[-1].present
             else:
-                present = _present(store, record, fitted)
+                present = [set(np.unique(label_image(store, record, int(i), fitted)).tolist()) for i in store.finished]
             fits.append(
                 {
                     "seed": seed,
@@ -174,16 +171,6 @@ def _mixture_of(record: LayerRecord, n_rows: int, mixture: dict[str, Any]) -> di
     """Return the parameters of a layer's mixture: no more components than rows, and the concentration of its kind."""
     own = mixture | {"n_components": min(mixture["n_components"], n_rows)}
     return own | ({"weight_concentration_prior": DENSE_ALPHA} if record.kind == "dense" else {})
-
-
-def _present(store: Store, record: LayerRecord, model: FittedMixture) -> list[set[int]]:
-    """Return the clusters that each finished image's labels name."""
-    present = []
-    for index in store.finished:
-        rows = store.image_rows(record.name, int(index)).reshape(-1, record.n_features)
-        present.append(set(np.unique(host(model.predict(rows))).tolist()))
-        let_go(rows, 0, len(rows))
-    return present
 
 
 def _montage(store: Store, layers: Sequence[Labels], records: Sequence[Mapping[str, Any]]) -> Image.Image:
