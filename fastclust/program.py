@@ -8,18 +8,24 @@ Of the processes that torchrun starts, the first prints; of the others, errors a
 
 from __future__ import annotations
 
+import _thread
 import logging
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fastclust.cli import app
 from fastclust.console import complain, first_speaks
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 SHARED = ("extract", "fit", "label")  # commands that torchrun's processes share
 # Whether click is a package of its own or a part of Typer depends on the version of Typer.
@@ -56,6 +62,7 @@ def main() -> None:
     who = f"fastclust (process {rank} of {size})" if size > 1 else "fastclust"
     first_speaks(rank == 0 or size == 1)
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _insist
     status = 0
     try:
         if size > 1 and next(iter(sys.argv[1:]), "") not in SHARED:
@@ -90,6 +97,24 @@ def main() -> None:
 
 def _terminate(number: int, frame: object) -> None:
     raise Terminated
+
+
+def _insist(unraisable: UnraisableHookArgs) -> None:
+    """Let a signal come once more where Python drops what it raised: in a destructor or a weak reference's callback."""
+    number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(unraisable.exc_type)
+    if number is None:
+        sys.__unraisablehook__(unraisable)
+        return
+    main_thread = threading.main_thread().ident or 0
+
+    def again() -> None:
+        time.sleep(0.01)  # by then the main thread has left the callback
+        if sys.platform == "win32":
+            _thread.interrupt_main(number)
+        else:  # a signal indeed, which also ends a wait
+            signal.pthread_kill(main_thread, number)
+
+    _thread.start_new_thread(again, ())  # not threading's: the callback may have come while one of its locks was held
 
 
 def _reason(error: Exception) -> str:

@@ -30,7 +30,7 @@ class Result:
 def call(*words: object) -> Result:
     """Run `fastclust` with these words; an exception that is not an exit is the test's."""
     out, err = io.StringIO(), io.StringIO()
-    patched = mock.patch.object(sys, "argv", ["fastclust", *map(str, words)])
+    patched = mock.patch.multiple(sys, argv=["fastclust", *map(str, words)], unraisablehook=sys.unraisablehook)
     with patched, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
         main()
     status = end.value.code

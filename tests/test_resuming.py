@@ -24,6 +24,8 @@ ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "2",
 }
 
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -75,7 +77,7 @@ def test_killed_at_twenty_moments_fit_and_label_go_on_to_the_same_results(store:
     assert sum(0 < images < 10 for images in done["label"]) >= 3, f"too few kills came in the middle: {done}"
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(("number", "status"), SIGNALS, ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(number, status, store: Path, tmp_path: Path) -> None:
     words = ("fit", store, *MIXTURE[:2], "--max-iter", 1_000_000, "--tol", 0, "--out", tmp_path / "m.h5")
     words = (*words, "--checkpoint", tmp_path / "c.h5", "--every")
@@ -103,6 +105,19 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(number, status, stor
     again = call(*words, "1h", "--resume")
     assert (again.status, again.out) == (1, "")
     assert "m.h5 exists" in again.err
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS, ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_counts_where_what_it_raises_is_dropped(number: signal.Signals, status: int) -> None:
+    """Python drops what a destructor or a weak reference's callback raises, also where a signal raised it."""
+    done = subprocess.run(
+        [sys.executable, TESTS / "deaf_moments.py", str(int(number))],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=50,  # the command would sleep for longer
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "stopped\n")
 
 
 def test_a_fit_that_has_ended_is_not_made_again_nor_taken_for_another(store: Path, tmp_path: Path) -> None:
