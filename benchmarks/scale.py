@@ -137,7 +137,7 @@ def _fit(rows: np.ndarray, path: Path, sample: str, out: str) -> dict[str, Any]:
     model.save(out)
     return {
         "tol": TOL,
-        "rows_fitted": int(model.counts_.sum()),
+        "rows_fitted": int(sample) or len(rows),
         "seconds": short(seconds),
         "passes": model.n_iter_,
         "converged": model.converged_,

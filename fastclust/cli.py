@@ -268,7 +268,8 @@ def fit(
             model.save(out)
             if checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
-    count = f"{int(model.counts_.sum())} rows of {model.n_features_in_} from {_images(*stores)}"
+    rows_fitted = model.source_.get("sample", f"{round(model.counts_.sum())} rows")
+    count = f"{rows_fitted} of {model.n_features_in_} from {_images(*stores)}"
     say(f"{out}: {name}, {count}: {_outcome(model)}; {seconds:.1f} s")
 
 

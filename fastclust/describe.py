@@ -78,7 +78,7 @@ def _store(path: Path) -> Iterator[str]:
 def _model(path: Path) -> Iterator[str]:
     model = load(path)
     yield f"{path}: a mixture, {type(model).__name__}"
-    rows = int(model.counts_.sum())
+    rows = round(model.counts_.sum())
     mapped = f"(x - {model.feature_offset_:g}) * {model.feature_scale_:g}"
     yield f"rows      {rows} of {model.n_features_in_} features, seen as {mapped}"
     source = getattr(model, "source_", None)

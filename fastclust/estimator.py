@@ -100,7 +100,8 @@ class DPGMM(Mixture):
     feature_names_in_ : (n_features_in_,) of object, only where rows came with names
     feature_offset_, feature_scale_ : float, mapped = (row - feature_offset_) * feature_scale_
     backend_, device_ : str, what computed: the backend whose kernels passed over the rows, and where
-    source_ : dict, only of models that `fastclust fit` or `run` fitted: model, node, layer and weights of the rows
+    source_ : dict, only of models that `fastclust fit` or `run` fitted: model, node, layer and weights of the
+        rows, what tells the rows from others, and of how many they are a sample
     All arrays are NumPy's, of float64 where nothing else is said.
     """
 

@@ -88,7 +88,12 @@ def label_layer(
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: name a folder")
     colours = picture.palette(model.means_, model.counts_, model.covariances_)
-    about = {"model": _hash(model), "features": source_of(store, record), "images": len(store.finished)}
+    names = json.dumps([store.images[index].name for index in store.finished])
+    about = {
+        "model": _hash(model),
+        "features": source_of(store, record) | {"rows": store.fingerprint(layer)},
+        "images": hashlib.sha1(names.encode(), usedforsecurity=False).hexdigest(),
+    }
     resume = resume and _check_resumable(out, about)
     places = range(group.rank, len(store.finished), group.size)
     own, shown, resumed = dict[int, set[int]](), dict[int, np.ndarray](), 0

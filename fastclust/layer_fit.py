@@ -62,8 +62,9 @@ def fit_layer(
     """Fit a mixture to every finished row of a layer in one store or several; return it, and the seconds that took.
 
     parameters: of DPGMM; feature_range=(0, 10) is added where it is not among them. sample: rows to fit to instead of
-    all, drawn evenly over the images under parameters["random_state"]. checkpoint: as in DPGMM.fit. In an initialised
-    process group of torch.distributed each process takes its share of the rows.
+    all, drawn evenly over the images under parameters["random_state"]; each counts for as many as it stands for, as in
+    stochastic variational inference (Hoffman et al. 2013). checkpoint: as in DPGMM.fit. In an initialised process group
+    of torch.distributed each process takes its share of the rows.
     Raises ValueError where a store has no such layer, or one of another network or other weights, where there are too
     few rows for the components, and for a feature that is NaN or infinite.
     """
@@ -78,7 +79,10 @@ def fit_layer(
     n_rows = sum(int(part.shape[0]) for part in parts)
     check_rows(records[0], min(n_rows, sample or n_rows), model.n_components)
     rank, size = ranks()
-    rows = share(parts, rank, size) if sample is None else [_sample(parts, sample, model.random_state, rank, size)]
+    rows, weights = share(parts, rank, size), None
+    if sample is not None and sample < n_rows:
+        rows = [_sample(parts, sample, model.random_state, rank, size)]
+        weights = np.full(len(rows[0]), n_rows / sample)
 
     def on_pass(n_pass: int, bound: float, change: float) -> None:
         progress(f"fit {layer}", n_pass, model.max_iter, f"bound {bound:.4f} ({change:+.1e}) nats a row")
@@ -86,8 +90,8 @@ def fit_layer(
     progress(f"fit {layer}", 0, model.max_iter, f"start: {model.init_params}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # converged_ says so, and so does the summary
-        model.fit(rows, on_pass=on_pass, checkpoint=checkpoint)
-    model.source_ = source_of(stores[0], records[0]) | _drawn(sample, n_rows)
+        model.fit(rows, sample_weight=weights, on_pass=on_pass, checkpoint=checkpoint)
+    model.source_ = _source(stores, layer, sample)
     progress(f"fit {layer}", model.n_iter_, model.n_iter_, f"{model.n_active_} clusters in use")
     return model, time.perf_counter() - began
 
@@ -99,9 +103,7 @@ def is_fit_of(
     wanted = DPGMM(**{"feature_range": FEATURE_RANGE, **parameters})
     if type(model) is not DPGMM or any(_said(model, key) != _said(wanted, key) for key in wanted.get_params()):
         return False
-    n_rows = sum(int(part.shape[0]) for store in stores for part in store.rows(layer))
-    source = source_of(stores[0], stores[0].layer(layer)) | _drawn(sample, n_rows)
-    return getattr(model, "source_", None) == source and int(model.counts_.sum()) == min(n_rows, sample or n_rows)
+    return getattr(model, "source_", None) == _source(stores, layer, sample)
 
 
 def _said(model: FittedMixture, key: str) -> Any:
@@ -110,9 +112,12 @@ def _said(model: FittedMixture, key: str) -> Any:
     return None if key in ELSEWHERE else list(value) if isinstance(value, tuple) else value
 
 
-def _drawn(sample: int | None, n_rows: int) -> dict[str, str]:
-    """Return what a model's `source_` says of the sample that it was fitted to; nothing where that is all rows."""
-    return {} if sample is None or sample >= n_rows else {"sample": f"{sample} of {n_rows} rows"}
+def _source(stores: Sequence[Store], layer: str, sample: int | None) -> dict[str, str]:
+    """Return what a model's `source_` says: of which network, layer and rows, and of what sample of these."""
+    n_rows = sum(int(part.shape[0]) for store in stores for part in store.rows(layer))
+    rows = {"rows": " ".join(store.fingerprint(layer) for store in stores)}
+    drawn = {} if sample is None or sample >= n_rows else {"sample": f"{sample} of {n_rows} rows"}
+    return source_of(stores[0], stores[0].layer(layer)) | rows | drawn
 
 
 def _sample(parts: list[Any], size: int, seed: Any, rank: int, n_ranks: int) -> torch.Tensor:

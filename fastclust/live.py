@@ -53,6 +53,10 @@ class LiveStore(Store):
                 runs.append([index])
         return [ModelBlocks(self._features[layer], run) for run in runs]
 
+    def fingerprint(self, layer: str) -> str:
+        """Return a text that tells the rows of a layer from others: of model, weights, images and arithmetic."""
+        return " ".join(part.fingerprint for part in self.rows(layer))
+
     def image_rows(self, layer: str, index: int) -> NDArray[Any]:
         """Compute one image's features (h, w, D), with the batch that it is in; quick for images in order.
 

@@ -49,7 +49,7 @@ def summarise_layer(labels: Labels, fitting: float) -> dict[str, Any]:
     return {
         "node": record.node,
         "kind": record.kind,
-        "rows": int(model.counts_.sum()),
+        "rows": round(model.counts_.sum()),
         "features": record.n_features,
         "clusters_in_use": model.n_active_,
         "clusters_in_use_per_image": [len(present) for present in labels.present],

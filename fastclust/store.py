@@ -21,6 +21,7 @@ memory. The rows come last, so that a file cut short within them has all its tab
 """
 
 import difflib
+import hashlib
 import io
 import json
 import os
@@ -127,6 +128,12 @@ class Store:
                 runs.append([start, stop])
         mapped = self._mapped(layer)
         return [mapped[start:stop] for start, stop in runs]
+
+    def fingerprint(self, layer: str) -> str:
+        """Return a text that tells the finished rows of a layer from others: a hash of the images' checksums."""
+        self.layer(layer)
+        found = np.ascontiguousarray(self.checksums[layer][self.finished], dtype="<u8")
+        return hashlib.sha1(found.tobytes(), usedforsecurity=False).hexdigest()
 
     def image_rows(self, layer: str, index: int) -> NDArray[Any]:
         """Return one image's features, read-only (h, w, D). Raises ValueError where that image is not done."""

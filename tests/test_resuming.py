@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from command_line import MIXTURE, NETWORK, call, contents, photographs
 
-from fastclust import blocks, load
+from fastclust import DPGMM, blocks, load
 from fastclust.blocks import share
 from fastclust.store import open_store
 
@@ -132,9 +133,14 @@ def test_a_fit_that_has_ended_is_not_made_again_nor_taken_for_another(store: Pat
         refused = call(*words, *others)
         assert (refused.status, refused.out) == (1, ""), others
         assert "m.h5 exists: --overwrite replaces it" in refused.err
-    merged = tmp_path / "other.h5"
-    assert call("extract", store.parent / "images", *NETWORK, "--seed", 1, "--layer", "1", "--out", merged).status == 0
-    assert "m.h5 exists" in call("fit", merged, *words[2:]).err
+    others = tmp_path / "other.h5"
+    assert call("extract", store.parent / "images", *NETWORK, "--seed", 1, "--layer", "1", "--out", others).status == 0
+    assert "m.h5 exists" in call("fit", others, *words[2:]).err
+    folder = photographs(tmp_path / "as many", 11)
+    (folder / "0.png").unlink()
+    assert call("extract", folder, *NETWORK, "--layer", "1", "--out", others, "--overwrite").status == 0
+    assert "m.h5 exists" in call("fit", others, *words[2:]).err, "of other images of the same network"
+    shutil.rmtree(folder)
     assert out.read_bytes() == before
     out.write_bytes(before[:-100])
     assert call(*words).status == 1
@@ -151,6 +157,16 @@ def test_labels_of_another_model_are_not_gone_on_with(store: Path, tmp_path: Pat
     refused = call(*words, tmp_path / "1.h5", "--resume")
     assert refused.status == 1
     assert "has labels of another model or of other features" in refused.err
+    assert contents(tmp_path) == before
+    folder = photographs(tmp_path / "others" / "images", 11)
+    (folder / "0.png").unlink()
+    (folder / "10.png").rename(folder / "0.png")
+    others = tmp_path / "others" / "features.h5"
+    assert call("extract", folder, *NETWORK, "--layer", "1", "--out", others).status == 0
+    refused = call("label", others, *words[2:], tmp_path / "0.h5", "--resume")
+    assert refused.status == 1, "other images of the same names"
+    assert "has labels of another model or of other features" in refused.err
+    shutil.rmtree(tmp_path / "others")
     assert contents(tmp_path) == before
     (tmp_path / "labelled" / "labels" / "3.png").write_bytes(b"cut")
     (tmp_path / "labelled" / "enlarged" / "4.png").unlink()
@@ -213,8 +229,7 @@ def test_a_process_that_is_killed_ends_the_others_and_a_restart_goes_on(store: P
         files = ("--out", tmp_path / f"{name}.h5", "--checkpoint", tmp_path / f"{name}.checkpoint", "--resume")
         return command(*fit, *files, torchrun=2, restarts=restarts)
 
-    def kill_one(process: subprocess.Popen, name: str) -> None:
-        wait_for(tmp_path / f"{name}.checkpoint", process)
+    def kill_one(name: str) -> None:
         ranks = {}
         for pid in map(int, filter(str.isdecimal, (entry.name for entry in Path("/proc").iterdir()))):
             try:
@@ -228,13 +243,20 @@ def test_a_process_that_is_killed_ends_the_others_and_a_restart_goes_on(store: P
         os.kill(ranks[1], signal.SIGKILL)
 
     stopped, restarted, whole = start("stopped", 0), start("restarted", 1), start("whole", 0)
-    kill_one(stopped, "stopped")
-    began = time.monotonic()
+    began = {}
+    while len(began) < 2:  # each as soon as it can go on: a fit takes seconds
+        for name, process in (("stopped", stopped), ("restarted", restarted)):
+            if name in began:
+                continue
+            assert process.poll() is None, process.communicate()
+            if (tmp_path / f"{name}.checkpoint").exists():
+                kill_one(name)
+                began[name] = time.monotonic()
+        time.sleep(0.01)
     status, _, said = ended(stopped)
     assert status != 0
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began["stopped"] < 60
     assert re.search(r"rank\s*: 1 \(local_rank: 1\)|process 1 \(pid \d+ on", said)
-    kill_one(restarted, "restarted")
     for process in (restarted, whole, start_again := start("stopped", 0)):
         status, _, said = ended(process)
         assert status == 0, said
@@ -258,7 +280,13 @@ def test_commands_for_one_process_refuse_several(tmp_path: Path, monkeypatch: py
 def test_a_sample_is_even_and_said(store: Path, tmp_path: Path) -> None:
     assert call("fit", store, *MIXTURE, "--rows", 2000, "--out", tmp_path / "m.h5").status == 0
     model, rows = load(tmp_path / "m.h5"), open_store(store).layer("1").n_rows
-    assert model.counts_.sum() == 2000
+    assert model.counts_.sum() == pytest.approx(rows, rel=1e-12), "each counts for as many as it stands for"
+    drawn = blocks.Blocks(open_store(store).rows("1"), torch.device("cpu"))
+    some = drawn.take(drawn.sample(2000, np.random.RandomState(0))).numpy()
+    by_hand = DPGMM(3, max_iter=5, random_state=0, weight_concentration_prior=0.2, feature_range=(0, 10))
+    by_hand.fit(some, sample_weight=np.full(2000, rows / 2000))
+    np.testing.assert_array_equal(model.means_, by_hand.means_)
+    assert model.lower_bounds_ == by_hand.lower_bounds_
     assert model.source_["sample"] == f"2000 of {rows} rows"
     assert f"a sample: 2000 of {rows} rows" in call("inspect", tmp_path / "m.h5").out
     both = call("fit", store, store, *MIXTURE, "--out", tmp_path / "both.h5")

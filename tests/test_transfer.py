@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import fastclust
+from fastclust.layer_fit import fit_layer
 from fastclust.store import Store, open_features
 from fastclust.views import comparison, transfer
 from fastclust.views.plots import plot_transfer, save
@@ -194,8 +195,14 @@ def test_one_image_cannot_be_split_but_a_given_model_needs_no_split(a: Store, tm
     (found,) = comparison.compare(one, b, MIXTURE, models=tmp_path / "models")
     assert len(found.far_a) == 1
     assert found.far_a[0] == pytest.approx(0.01, abs=0.005)
-    with pytest.raises(ValueError, match="which is how many"):
+    with pytest.raises(ValueError, match="none is held out"):
         comparison.compare(a, b, MIXTURE, models=tmp_path / "models")
+    fit_layer([a], "one", MIXTURE, sample=500)[0].save(tmp_path / "models" / "one" / "model.h5")
+    with pytest.raises(ValueError, match="none is held out"):
+        comparison.compare(a, b, MIXTURE, models=tmp_path / "models")
+    others = made_store(tmp_path / "others.h5", {"one": like_a(8, seed=9)})
+    (found,) = comparison.compare(others, b, MIXTURE, models=tmp_path / "models")
+    assert len(found.far_a) == 8, "as many rows, and others"
     with pytest.raises(FileNotFoundError, match=r"model.h5 is not there"):
         comparison.compare(a, b, MIXTURE, models=tmp_path)
 

@@ -37,8 +37,8 @@ def compare(
     `fastclust run` leaves it, of mixtures to take instead of fitting: then all of A's images count as held out.
 
     Raises ValueError where A has fewer than two finished images, or B none, there is no common layer, the two are of
-    different networks or weights, a model is not of its layer or was fitted to as many rows as A has, which are then
-    its own; FileNotFoundError where a model is not there; and as `fastclust.pipeline.fit_layer`.
+    different networks or weights, a model is not of its layer or was fitted to A's rows, which it says, or else
+    to as many; FileNotFoundError where a model is not there; and as `fastclust.pipeline.fit_layer`.
     """
     names = common_layers(a, b, layers)
     check_finished(b)
@@ -77,11 +77,11 @@ def _load(path: Path, a: Store, layer: str, mixture: dict[str, Any]) -> FittedMi
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: expected LAYER/model.h5 below the folder of models")
     model = load(path)
-    rows = sum(len(part) for part in a.rows(layer))
-    if int(model.counts_.sum()) == rows:
+    rows, source = sum(len(part) for part in a.rows(layer)), getattr(model, "source_", {})
+    if a.fingerprint(layer) in source["rows"].split() if "rows" in source else round(model.counts_.sum()) == rows:
         raise ValueError(
-            f"{path} was fitted to {rows} rows, which is how many {a.path} has: of images that a model was fitted to, "
-            "none is held out; give a model of other images, or none"
+            f"{path} was fitted to the {rows} rows of {a.path}, or to as many, or to a sample of them: of images that "
+            "a model was fitted to, none is held out; give a model of other images, or none"
         )
     model.set_params(device=mixture.get("device", "auto"), backend=mixture.get("backend", "auto"))
     return model
