@@ -244,6 +244,8 @@ def fit(
         raise ValueError("--resume goes on from a checkpoint: name its file with --checkpoint")
     if resume and overwrite:
         raise ValueError("--resume goes on, --overwrite starts anew: give one of them")
+    if checkpoint is not None and checkpoint.resolve() == out.resolve():
+        raise ValueError(f"{out} cannot be the model and the checkpoint: name another file with --checkpoint")
     stores = [open_store(file) for file in files]
     name = stores[0].only_layer(layer[0] if layer else None).name
     mixture = options.mixture(

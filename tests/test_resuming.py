@@ -141,6 +141,15 @@ def test_a_fit_that_has_ended_is_not_made_again_nor_taken_for_another(store: Pat
     assert set(contents(tmp_path)) == {"m.h5", "other.h5"}
 
 
+def test_one_file_is_not_both_the_model_and_the_checkpoint(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.h5").symlink_to(tmp_path / "m.h5")
+    for other in ("m.h5", "link.h5", f"../{tmp_path.name}/m.h5"):
+        refused = call("fit", store, *MIXTURE, "--out", tmp_path / "m.h5", "--checkpoint", tmp_path / other)
+        assert (refused.status, refused.out) == (1, "")
+        assert "m.h5 cannot be the model and the checkpoint: name another file with --checkpoint" in refused.err
+        assert not (tmp_path / "m.h5").exists()
+
+
 def test_labels_of_another_model_are_not_gone_on_with(store: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         out = tmp_path / f"{seed}.h5"
