@@ -206,6 +206,7 @@ def extract(
 
 @app.command()
 def fit(
+    context: typer.Context,
     files: Annotated[list[Path], typer.Argument(help="Stores that `extract` wrote; their images are fitted together.")],
     out: Annotated[Path, typer.Option(help="The model to write, such as model.h5.")],
     layer: OneLayer = None,
@@ -240,6 +241,7 @@ def fit(
     from fastclust.saved import load
     from fastclust.store import open_store
 
+    context.obj["checkpoint"] = checkpoint
     if resume and checkpoint is None:
         raise ValueError("--resume goes on from a checkpoint: name its file with --checkpoint")
     if resume and overwrite:

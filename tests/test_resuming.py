@@ -141,6 +141,31 @@ def test_a_fit_that_has_ended_is_not_made_again_nor_taken_for_another(store: Pat
     assert set(contents(tmp_path)) == {"m.h5", "other.h5"}
 
 
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        (["--checkpoint", "{}"], "with --resume"),
+        (["--checkpoint={}"], "with --resume"),
+    ],
+    ids=["two words", "one word"],
+)
+def test_a_stopped_fit_names_its_checkpoint_however_that_was_given(
+    words: list[str], again: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    words = [word.format(tmp_path / "c.h5") for word in words]
+    with monkeypatch.context() as patch:
+        patch.setattr("fastclust.estimator.DPGMM._counted", interrupt)
+        stopped = call("fit", store, *MIXTURE, "--out", tmp_path / "m.h5", *words)
+    assert (stopped.status, stopped.out) == (130, "")
+    assert stopped.err == f"stopped; the fit so far is in {tmp_path}/c.h5: the same command {again} goes on\n"
+    assert set(contents(tmp_path)) == {"c.h5"}
+    resumed = call("fit", store, *MIXTURE, "--out", tmp_path / "m.h5", *words, "--resume")
+    assert (resumed.status, resumed.err) == (0, "")
+
+
 def test_one_file_is_not_both_the_model_and_the_checkpoint(store: Path, tmp_path: Path) -> None:
     (tmp_path / "link.h5").symlink_to(tmp_path / "m.h5")
     for other in ("m.h5", "link.h5", f"../{tmp_path.name}/m.h5"):
