@@ -91,6 +91,8 @@ def main() -> None:
         kept = found.get("checkpoint")
         if kept is not None and kept.exists():
             remark = f"the fit so far is in {kept}: the same command with --resume goes on"
+        if remark and "--overwrite" in sys.argv:
+            remark = remark.replace("with --resume", "with --resume in place of --overwrite")
         complain(f"stopped; {remark}" if remark else "stopped")
     sys.exit(status)
 

@@ -146,8 +146,9 @@ def test_a_fit_that_has_ended_is_not_made_again_nor_taken_for_another(store: Pat
     [
         (["--checkpoint", "{}"], "with --resume"),
         (["--checkpoint={}"], "with --resume"),
+        (["--checkpoint={}", "--overwrite"], "with --resume in place of --overwrite"),
     ],
-    ids=["two words", "one word"],
+    ids=["two words", "one word", "overwriting"],
 )
 def test_a_stopped_fit_names_its_checkpoint_however_that_was_given(
     words: list[str], again: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,6 +163,7 @@ def test_a_stopped_fit_names_its_checkpoint_however_that_was_given(
     assert (stopped.status, stopped.out) == (130, "")
     assert stopped.err == f"stopped; the fit so far is in {tmp_path}/c.h5: the same command {again} goes on\n"
     assert set(contents(tmp_path)) == {"c.h5"}
+    words = [word for word in words if word != "--overwrite"]
     resumed = call("fit", store, *MIXTURE, "--out", tmp_path / "m.h5", *words, "--resume")
     assert (resumed.status, resumed.err) == (0, "")
 
