@@ -59,6 +59,21 @@ def fits(*shares: slice) -> dict[str, np.ndarray]:
     return found
 
 
+def half_weighted(*shares: tuple[slice, bool]) -> dict[str, np.ndarray]:
+    """What fits find to shares of the rows that have weights, or do not, in which case each row counts once."""
+    X, weights = rows()
+    X = np.concatenate([X[share] for share, _ in shares])
+    weights = np.concatenate(
+        [weights[share] if weighted else np.ones(len(weights[share])) for share, weighted in shares]
+    )
+    found = {}
+    for start in STARTS:
+        model = DPGMM(4, init_params=start, random_state=0, max_iter=5, tol=0, dtype="float64")
+        model.fit(X, sample_weight=None if [weighted for _, weighted in shares] == [False] else weights)
+        found |= {f"{start} {name}": np.asarray(getattr(model, name)) for name in ("lower_bounds_", "counts_")}
+    return found
+
+
 def main() -> None:
     folder, what = Path(sys.argv[1]), sys.argv[2]
     rank = int(os.environ["RANK"])
@@ -69,6 +84,8 @@ def main() -> None:
     X, _ = rows()
     if what == "fits":
         np.savez(folder / f"{rank}.npz", **fits(part))
+    elif what == "half weighted":
+        np.savez(folder / f"{rank}.npz", **half_weighted((part, rank == 0)))
     elif what == "different":
         DPGMM(4 + rank).fit(X[part])
     elif what == "nan":

@@ -64,6 +64,27 @@ def test_a_group_finds_what_one_process_finds(tmp_path):
     assert (np.diff(one["batches lower_bounds_"])[1:] > 0).all()  # the second call brought new rows
 
 
+def in_two_processes(folder: Path, what: str) -> dict[str, np.ndarray]:
+    """What both processes of a group found, which is the same."""
+    for process in start(folder, what):
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+    one, other = (dict(np.load(folder / f"{rank}.npz")) for rank in range(2))
+    np.testing.assert_equal(one, other)
+    return one
+
+
+def test_rows_of_a_process_that_gives_no_weights_count_once(tmp_path):
+    first, second = (slice(low, high) for low, high in pairwise(one_of_a_group.CUT))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = one_of_a_group.half_weighted((first, True), (second, False))
+    found = in_two_processes(tmp_path, "half weighted")
+    assert set(found) == set(alone)
+    for name, expected in alone.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-10, err_msg=name)
+
+
 FAILURES = {
     "nan": "process 1 (pid {pid} on {host}) failed: ValueError: Input X contains NaN",
     "killed": "process 1 (pid {pid} on {host}) has died: no sign of life for 20 seconds",
