@@ -77,8 +77,9 @@ class Group:
         return [pickle.loads(part.numpy().tobytes()) for part in torch.split(self.joined(packed), sizes)]
 
     def first(self, value: T) -> T:
-        """Return what process 0 gives."""
-        return self.objects(value if self.rank == 0 else None)[0]  # type: ignore[return-value]
+        """Return what process 0 gives: there the thing itself, elsewhere a copy."""
+        found = self.objects(value if self.rank == 0 else None)[0]
+        return value if self.rank == 0 else found  # type: ignore[return-value]
 
     def check(self) -> None:
         """Raise RuntimeError where another process has died or failed: for long work in which nothing is waited for."""

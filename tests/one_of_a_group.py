@@ -74,6 +74,13 @@ def half_weighted(*shares: tuple[slice, bool]) -> dict[str, np.ndarray]:
     return found
 
 
+def one_random_state(*shares: slice) -> dict[str, np.ndarray]:
+    """What two fits find that draw from one RandomState."""
+    X, random = np.concatenate([rows()[0][share] for share in shares]), np.random.RandomState(5)
+    fits = (DPGMM(4, init_params="random", random_state=random, max_iter=2, tol=0).fit(X) for _ in range(2))
+    return {f"{number} means": model.means_ for number, model in enumerate(fits)}
+
+
 def main() -> None:
     folder, what = Path(sys.argv[1]), sys.argv[2]
     rank = int(os.environ["RANK"])
@@ -86,6 +93,8 @@ def main() -> None:
         np.savez(folder / f"{rank}.npz", **fits(part))
     elif what == "half weighted":
         np.savez(folder / f"{rank}.npz", **half_weighted((part, rank == 0)))
+    elif what == "one random state":
+        np.savez(folder / f"{rank}.npz", **one_random_state(part))
     elif what == "different":
         DPGMM(4 + rank).fit(X[part])
     elif what == "nan":

@@ -85,6 +85,15 @@ def test_rows_of_a_process_that_gives_no_weights_count_once(tmp_path):
         np.testing.assert_allclose(found[name], expected, rtol=1e-10, err_msg=name)
 
 
+def test_a_random_state_goes_on_in_the_first_process_from_fit_to_fit(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = one_of_a_group.one_random_state(*(slice(low, high) for low, high in pairwise(one_of_a_group.CUT)))
+    found = in_two_processes(tmp_path, "one random state")
+    for name, expected in alone.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6, err_msg=name)
+
+
 FAILURES = {
     "nan": "process 1 (pid {pid} on {host}) failed: ValueError: Input X contains NaN",
     "killed": "process 1 (pid {pid} on {host}) has died: no sign of life for 20 seconds",
