@@ -81,6 +81,16 @@ def one_random_state(*shares: slice) -> dict[str, np.ndarray]:
     return {f"{number} means": model.means_ for number, model in enumerate(fits)}
 
 
+def elsewhere(rank: int, *shares: slice) -> dict[str, np.ndarray]:
+    """What fits find that each process makes in a way of its own."""
+    X, found = np.concatenate([rows()[0][share] for share in shares]), {}
+    own = {"backend": ("numba", "reference")[rank], "block_rows": (None, 64)[rank], "verbose": 1 - rank}
+    for kind in KINDS:
+        plain = {"covariance_type": kind, "random_state": rank, "max_iter": 5, "tol": 0, "dtype": "float64"}
+        found[f"{kind} bounds"] = np.asarray(DPGMM(4, **plain, **own).fit(X).lower_bounds_)
+    return found
+
+
 def main() -> None:
     folder, what = Path(sys.argv[1]), sys.argv[2]
     rank = int(os.environ["RANK"])
@@ -95,6 +105,11 @@ def main() -> None:
         np.savez(folder / f"{rank}.npz", **half_weighted((part, rank == 0)))
     elif what == "one random state":
         np.savez(folder / f"{rank}.npz", **one_random_state(part))
+    elif what == "elsewhere":
+        np.savez(folder / f"{rank}.npz", **elsewhere(rank, part))
+    elif what == "no rows":
+        X = X[part] if rank == 0 else X[:0]
+        DPGMM(4).fit(torch.from_numpy(X) if folder.name.startswith("tensor") else X)
     elif what == "different":
         DPGMM(4 + rank).fit(X[part])
     elif what == "nan":

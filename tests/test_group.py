@@ -94,6 +94,15 @@ def test_a_random_state_goes_on_in_the_first_process_from_fit_to_fit(tmp_path):
         np.testing.assert_allclose(found[name], expected, rtol=1e-6, err_msg=name)
 
 
+def test_each_process_fits_in_a_way_of_its_own(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = one_of_a_group.elsewhere(0, *(slice(low, high) for low, high in pairwise(one_of_a_group.CUT)))
+    found = in_two_processes(tmp_path, "elsewhere")
+    for name, expected in alone.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-10, err_msg=name)
+
+
 FAILURES = {
     "nan": "process 1 (pid {pid} on {host}) failed: ValueError: Input X contains NaN",
     "killed": "process 1 (pid {pid} on {host}) has died: no sign of life for 20 seconds",
