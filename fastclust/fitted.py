@@ -162,7 +162,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         group: processes that have rows of their own, which are this one's too.
         """
         given = receive(X)
-        alone = least if group.size == 1 else 1
+        alone = least if group.size == 1 else 0  # what a group has is counted below
         if given.host:
             dtype = "numeric" if not fitting or _numeric(X) else [np.float64, np.float32]
             X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False, ensure_min_samples=alone)
@@ -177,6 +177,8 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
         self._check_alike(given, group)
         blocks = Blocks(given.parts, device, sample_weight, group=group)
+        if group.size > 1 and blocks.n_rows == 0:
+            raise ValueError(f"process {group.rank} of {group.size} has no rows: give it some, or use fewer processes")
         shape = (blocks.n_total, blocks.n_features)
         for count, what, minimum in ((blocks.n_total, "sample", least), (blocks.n_features, "feature", 1)):
             if count < minimum:

@@ -136,6 +136,15 @@ def test_no_process_waits_for_one_that_died(what: str, failing: dict[str, tuple[
     assert seconds < 60
 
 
+def test_a_process_that_has_no_rows_is_named(tmp_path):
+    folders = [tmp_path / kind for kind in ("array", "tensor")]
+    for group in [start(folder, "no rows") for folder in folders]:
+        first, second = (process.communicate(timeout=100)[1].strip().splitlines()[-1] for process in group)
+        words = "ValueError: process 1 of 2 has no rows: give it some, or use fewer processes"
+        assert first.endswith(f"RuntimeError: process 1 (pid {group[1].pid} on {socket.gethostname()}) failed: {words}")
+        assert second.endswith(words)
+
+
 def test_processes_that_would_fit_different_models_say_so(tmp_path):
     for process in start(tmp_path, "different"):
         _, said = process.communicate(timeout=100)
