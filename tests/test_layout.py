@@ -105,7 +105,7 @@ MAY_IMPORT = {
     "blocks": {"group", "parts", "staging"},
     "colours": set(),
     "group": set(),
-    "launch": {"group"},
+    "launch": {"group", "machine"},
     "images": {"glas"},
     "machine": set(),
     "model_file": {"atomic", "seal"},
