@@ -136,6 +136,13 @@ def test_no_process_waits_for_one_that_died(what: str, failing: dict[str, tuple[
     assert seconds < 60
 
 
+def test_a_process_that_dies_before_it_comes_to_the_fit_is_named(tmp_path):
+    first, second = start(tmp_path, "killed before")
+    last = first.communicate(timeout=100)[1].strip().splitlines()[-1]
+    second.communicate()
+    assert "RuntimeError: the connection to the other processes broke before process 1 of 2 came: " in last
+
+
 def test_a_process_that_has_no_rows_is_named(tmp_path):
     folders = [tmp_path / kind for kind in ("array", "tensor")]
     for group in [start(folder, "no rows") for folder in folders]:
