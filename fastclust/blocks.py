@@ -97,7 +97,9 @@ class Blocks:
         self.present = None if weights is None or (weights > 0).all() else np.flatnonzero(weights > 0)
         self._own = self.n_rows if self.present is None else len(self.present)
         total = float(self.n_rows) if weights is None else float(weights.sum())  # each as often as it counts
-        counts = np.array(group.numbers(self.n_rows, self._own, total))
+        counts = np.array(group.numbers(self.n_rows, self._own, total, weights is not None))
+        if weights is None and counts[:, 3].any():  # another process has some
+            self.weights = torch.ones(self.n_rows, dtype=torch.float64, device=device)
         self.n_total, self.n_present, self.total = (
             int(counts[:, 0].sum()),
             int(counts[:, 1].sum()),

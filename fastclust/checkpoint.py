@@ -72,9 +72,10 @@ class Checkpoint:
         """Return where to go on from, on a device, or None to start; about: what the fit is of, which JSON can hold."""
         self._about, self._writes = about, group.rank == 0
         self._latest, self._written = None, time.monotonic()
-        return group.first(self._read(device) if self._writes else None)
+        found = group.first(self._read() if self._writes else None)  # on the host: each has a device of its own
+        return None if found is None else _state(found, device)
 
-    def _read(self, device: torch.device) -> State | None:
+    def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():
             if not self.path.absolute().parent.is_dir():
                 raise FileNotFoundError(f"{self.path.parent} is not a folder: create it first")
@@ -88,13 +89,7 @@ class Checkpoint:
                     f"{self.path} is a checkpoint of another fit: its {key} is {about.get(key)!r}, now "
                     f"{self._about[key]!r}; fit the same, or delete it"
                 )
-        return State(
-            int(state["start"]),
-            _ascent(state["now"], device),
-            None if state["best"] is None else _ascent(state["best"], device),
-            state["random"],
-            Summary(**{name: _tensor(value, torch.device("cpu")) for name, value in state["summary"].items()}),
-        )
+        return state
 
     def keep(self, state: State) -> None:
         """Take note of where the fit is, and write it where it is time to."""
@@ -143,6 +138,16 @@ def said(path: Path) -> tuple[dict[str, Any], int, float]:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     _, found = model_file.read_groups(path, FORMAT, VERSION, ("about", "state"), "a checkpoint of `fit`")
     return found["about"], found["state"]
+
+
+def _state(parts: dict[str, Any], device: torch.device) -> State:
+    return State(
+        int(parts["start"]),
+        _ascent(parts["now"], device),
+        None if parts["best"] is None else _ascent(parts["best"], device),
+        parts["random"],
+        Summary(**{name: _tensor(value, torch.device("cpu")) for name, value in parts["summary"].items()}),
+    )
 
 
 def _plain(ascent: Ascent) -> dict[str, Any]:

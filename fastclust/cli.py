@@ -206,6 +206,7 @@ def extract(
 
 @app.command()
 def fit(
+    context: typer.Context,
     files: Annotated[list[Path], typer.Argument(help="Stores that `extract` wrote; their images are fitted together.")],
     out: Annotated[Path, typer.Option(help="The model to write, such as model.h5.")],
     layer: OneLayer = None,
@@ -240,10 +241,13 @@ def fit(
     from fastclust.saved import load
     from fastclust.store import open_store
 
+    context.obj["checkpoint"] = checkpoint
     if resume and checkpoint is None:
         raise ValueError("--resume goes on from a checkpoint: name its file with --checkpoint")
     if resume and overwrite:
         raise ValueError("--resume goes on, --overwrite starts anew: give one of them")
+    if checkpoint is not None and checkpoint.resolve() == out.resolve():
+        raise ValueError(f"{out} cannot be the model and the checkpoint: name another file with --checkpoint")
     stores = [open_store(file) for file in files]
     name = stores[0].only_layer(layer[0] if layer else None).name
     mixture = options.mixture(

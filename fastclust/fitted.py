@@ -22,6 +22,7 @@ from fastclust.rows import Rows
 log = logging.getLogger("fastclust")
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+ELSEWHERE = ("device", "backend", "block_rows", "verbose", "verbose_interval")  # no part of what a fit finds
 BY_COMPONENT = ("mean_precision_", "means_")  # the posterior's attributes that have an entry a component
 BY_COVARIANCE = ("degrees_of_freedom_", "covariances_", "precisions_cholesky_", "precisions_")  # but for tied
 
@@ -161,7 +162,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         group: processes that have rows of their own, which are this one's too.
         """
         given = receive(X)
-        alone = least if group.size == 1 else 1
+        alone = least if group.size == 1 else 0  # what a group has is counted below
         if given.host:
             dtype = "numeric" if not fitting or _numeric(X) else [np.float64, np.float32]
             X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False, ensure_min_samples=alone)
@@ -176,6 +177,8 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
         self._check_alike(given, group)
         blocks = Blocks(given.parts, device, sample_weight, group=group)
+        if group.size > 1 and blocks.n_rows == 0:
+            raise ValueError(f"process {group.rank} of {group.size} has no rows: give it some, or use fewer processes")
         shape = (blocks.n_total, blocks.n_features)
         for count, what, minimum in ((blocks.n_total, "sample", least), (blocks.n_features, "feature", 1)):
             if count < minimum:
@@ -205,10 +208,11 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if group.size == 1:
             return
         what = {"features": int(given.parts[0].shape[1]), "dtype": str(self._arithmetic(given.parts))}
-        what |= {name: memo.said(value) for name, value in self.get_params(deep=False).items() if name != "device"}
+        free = (*ELSEWHERE, "random_state")  # of which the first process's counts
+        what |= {name: memo.said(value) for name, value in self.get_params(deep=False).items() if name not in free}
         for rank, other in enumerate(group.objects(what)):
             for name, value in what.items():
-                if other.get(name) != value and name != "random_state":
+                if other.get(name) != value:
                     raise ValueError(
                         f"the processes of a group fit one model: {name} is {value} in process {group.rank}, and "
                         f"{other.get(name)} in process {rank}"

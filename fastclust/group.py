@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import reduce
 from itertools import count
@@ -32,6 +32,7 @@ DEAD_AFTER = 20.0  # seconds
 LONGEST = timedelta(days=365)  # the watch decides when waiting is in vain, for a pass may take hours
 PAUSES = (2e-5, 1e-3)  # seconds: the first and the longest between two looks at what is waited for
 DISAGREE = 1e-6  # of a bound
+MEETINGS = count()  # of this process with the others, which have as many
 
 T = TypeVar("T")
 
@@ -77,8 +78,9 @@ class Group:
         return [pickle.loads(part.numpy().tobytes()) for part in torch.split(self.joined(packed), sizes)]
 
     def first(self, value: T) -> T:
-        """Return what process 0 gives."""
-        return self.objects(value if self.rank == 0 else None)[0]  # type: ignore[return-value]
+        """Return what process 0 gives: there the thing itself, elsewhere a copy."""
+        found = self.objects(value if self.rank == 0 else None)[0]
+        return value if self.rank == 0 else found  # type: ignore[return-value]
 
     def check(self) -> None:
         """Raise RuntimeError where another process has died or failed: for long work in which nothing is waited for."""
@@ -109,6 +111,10 @@ class _Processes(Group):
         nccl = distributed.get_backend() == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
         self._watch: Watch | None = None
+        self._store: Any = distributed.distributed_c10d._get_default_store()
+        self._came = f"fastclust/{next(MEETINGS)}/came"
+        with suppress(RuntimeError):  # where the store is gone, so is the connection
+            self._store.set(f"{self._came}/{self.rank}", "")
         each = self.objects((socket.gethostname(), os.getpid(), uuid.uuid4().hex))
         names = [f"process {rank} (pid {pid} on {host})" for rank, (host, pid, _) in enumerate(each)]
         self._watch = Watch(names, each[0][2])
@@ -126,10 +132,21 @@ class _Processes(Group):
                 pause = min(2 * pause, longest)
             work.wait(LONGEST)
         except RuntimeError as error:  # the connection broke: whose, the watch will say
-            if self._watch is None or self._watch.gone is not None:
+            if self._watch is None:
+                why = f"the connection to the other processes broke{self._before()}: {str(error).splitlines()[0]}"
+                raise RuntimeError(why) from error
+            if self._watch.gone is not None:
                 raise
             self._watch.blame(error)
         return [part.to(tensor.device) for part in found]
+
+    def _before(self) -> str:
+        """Say which processes have not come yet, and may have died."""
+        try:
+            away = [rank for rank in range(self.size) if not self._store.check([f"{self._came}/{rank}"])]
+        except RuntimeError:
+            return ", for process 0, or what holds the processes' store, has died"
+        return f" before process {', '.join(map(str, away))} of {self.size} came" if away else ""
 
     def check(self) -> None:
         if self._watch is not None:

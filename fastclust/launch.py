@@ -14,6 +14,7 @@ import torch
 import torch.distributed as distributed
 
 from fastclust.group import LONGEST
+from fastclust.machine import cores
 
 MEETING = timedelta(minutes=10)  # for all processes to have started
 
@@ -40,7 +41,7 @@ def joined_group(device: str) -> Iterator[None]:
     if cuda:
         torch.cuda.set_device(local % torch.cuda.device_count())
     if os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+        torch.set_num_threads(max(1, cores() // here))
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 

@@ -16,13 +16,12 @@ from fastclust import kernels
 from fastclust.blocks import Blocks, share
 from fastclust.checkpoint import Checkpoint
 from fastclust.estimator import DPGMM
-from fastclust.fitted import FittedMixture
+from fastclust.fitted import ELSEWHERE, FittedMixture
 from fastclust.group import ranks
 from fastclust.labels import Progress, check_finished, quiet, source_of
 from fastclust.store import LayerRecord, Store
 
 FEATURE_RANGE = (0.0, 10.0)
-ELSEWHERE = ("device", "backend", "block_rows", "verbose", "verbose_interval")  # no part of what a fit finds
 SHAPES = {"conv": "pixels", "dense": "images"}
 
 

@@ -43,7 +43,7 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "cpu": _cpu(),
-        "cores": _cores(),
+        "cores": cores(),
         "memory_bytes": _memory(),
         "torch_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
@@ -54,6 +54,19 @@ def describe() -> dict[str, Any]:
         "versions": {package: _version(names) for package, names in DISTRIBUTIONS.items()},
         "commit": _commit(Path(__file__)),
     }
+
+
+def cores() -> int:
+    """Return how many cores this process may keep busy: its affinity, cut to the quota of its control groups."""
+    found = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    for group in _control_groups("cpu"):
+        quota, period = [*" ".join(_lines(group / "cpu.max")).split(), "", ""][:2]  # version 2
+        if not quota:  # version 1
+            quota = "".join(_lines(group / "cpu.cfs_quota_us"))
+            period = "".join(_lines(group / "cpu.cfs_period_us"))
+        if quota.isdigit() and period.isdigit() and int(period) > 0:  # "max" and -1 mean no limit
+            found = min(found, max(1, math.ceil(int(quota) / int(period))))
+    return found
 
 
 def peak_memory() -> int:
@@ -97,19 +110,6 @@ def _cpu() -> str:
             return line.partition(":")[2].strip()
     brand = _output("sysctl", "-n", "machdep.cpu.brand_string") if sys.platform == "darwin" else None
     return brand or platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    """Cores that this process may keep busy: its affinity, cut to the quota of its control groups."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    for group in _control_groups("cpu"):
-        quota, period = [*" ".join(_lines(group / "cpu.max")).split(), "", ""][:2]  # version 2
-        if not quota:  # version 1
-            quota = "".join(_lines(group / "cpu.cfs_quota_us"))
-            period = "".join(_lines(group / "cpu.cfs_period_us"))
-        if quota.isdigit() and period.isdigit() and int(period) > 0:  # "max" and -1 mean no limit
-            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    return cores
 
 
 def _memory() -> int | None:

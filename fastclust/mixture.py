@@ -16,6 +16,7 @@ from fastclust import engine, memo
 from fastclust.arrays import Given, host
 from fastclust.blocks import Blocks
 from fastclust.checkpoint import Checkpoint, State
+from fastclust.fitted import ELSEWHERE
 from fastclust.fitting import FittingMixture
 from fastclust.group import Group, together
 from fastclust.priors import set_priors
@@ -24,7 +25,7 @@ from fastclust.summary import Summary, summarise
 
 OnPass = Callable[[int, float, float], None]
 WHOLE = "fit"  # the name of the batch that `fit` leaves
-FREE = ("max_iter", "n_init", "verbose", "verbose_interval", "device", "backend", "block_rows")  # to change on the way
+FREE = ("max_iter", "n_init", *ELSEWHERE)  # to change on the way
 
 
 class Mixture(FittingMixture):
@@ -141,7 +142,7 @@ class Mixture(FittingMixture):
         """Return where the best of the starts led to; found: where to go on from."""
         prior, scatter = set_priors(self, rows, summary), self._scatter(summary, rows)
         fast = self.precision == "mixed" and name != "torch" and "fast" in rows.backend.PRECISIONS
-        random = rows.blocks.group.first(check_random_state(self.random_state))
+        random, fast = rows.blocks.group.first((check_random_state(self.random_state), fast))
         best = None if found is None else found.best
         for start in range(0 if found is None else found.start, 1 if warm else self.n_init):
             self._say_start(start)

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -64,10 +63,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _insist
     status = 0
+    found: dict[str, Any] = {}  # what a command says of itself
     try:
         if size > 1 and next(iter(sys.argv[1:]), "") not in SHARED:
             raise ValueError(f"torchrun is for {', '.join(SHARED)}: one process does the rest")
-        status = app(standalone_mode=False) or 0
+        status = app(standalone_mode=False, obj=found) or 0
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except Terminated:
@@ -88,9 +88,11 @@ def main() -> None:
     if status in (130, 143):  # Typer may have caught the interrupt
         command = next(iter(sys.argv[1:]), "")
         remark = STOPPED.get("run --no-store" if command == "run" and "--no-store" in sys.argv else command)
-        kept = sys.argv[sys.argv.index("--checkpoint") + 1] if "--checkpoint" in sys.argv[:-1] else ""
-        if kept and Path(kept).exists():
+        kept = found.get("checkpoint")
+        if kept is not None and kept.exists():
             remark = f"the fit so far is in {kept}: the same command with --resume goes on"
+        if remark and "--overwrite" in sys.argv:
+            remark = remark.replace("with --resume", "with --resume in place of --overwrite")
         complain(f"stopped; {remark}" if remark else "stopped")
     sys.exit(status)
 

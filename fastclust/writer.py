@@ -8,6 +8,7 @@ before their image is marked done.
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
@@ -73,8 +74,8 @@ class StoreWriter:
     """Open a store for writing: alone (Raises OSError where another process writes to it), and only what is pending.
 
     alone: False for one of several processes that write different images of the store, of which the first keeps others
-    out. A context manager. Rows count once `commit` or `close` has marked their image done. Raises OSError also where
-    the file or its disk is read-only.
+    out. A context manager. Rows count once `commit` or `close` has marked their image done. One thread may close it
+    while another writes, which then raises ValueError. Raises OSError also where the file or its disk is read-only.
     """
 
     def __init__(self, path: str | Path, *, alone: bool = True) -> None:
@@ -88,6 +89,7 @@ class StoreWriter:
             self._file.close()
             raise
         self._written: list[int] = []
+        self._one_at_a_time = threading.RLock()
 
     def write(self, index: int, features: Mapping[str, NDArray[Any]]) -> None:
         """Write one image's features: every layer's (h, w, D), or (D,) where it is dense, of any float dtype.
@@ -132,22 +134,24 @@ class StoreWriter:
 
     def commit(self) -> None:
         """Bring the rows written since the last commit to the disk, then mark their images done."""
-        written, self._written = self._written, []  # a second fsync would not report what the first could not write
-        if not written:
-            return
-        with self._full_disk_named():
-            os.fsync(self._file.fileno())
-        for index in written:
-            self._put(self.store._offsets["images/state"] + index, memoryview(bytes([DONE])))
+        with self._one_at_a_time:
+            written, self._written = self._written, []  # a second fsync would not report what the first could not write
+            if not written:
+                return
+            with self._full_disk_named():
+                os.fsync(self._file.fileno())
+            for index in written:
+                self._put(self.store._offsets["images/state"] + index, memoryview(bytes([DONE])))
 
     def close(self) -> None:
         """Commit what was written and close the file. Closing twice is harmless."""
-        if not self._file.closed:
-            try:
-                self.commit()
-                os.fsync(self._file.fileno())
-            finally:
-                self._file.close()
+        with self._one_at_a_time:
+            if not self._file.closed:
+                try:
+                    self.commit()
+                    os.fsync(self._file.fileno())
+                finally:
+                    self._file.close()
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -179,8 +183,8 @@ class StoreWriter:
         return rows
 
     def _put(self, offset: int, data: memoryview) -> None:
-        self._file.seek(offset)
-        with self._full_disk_named():
+        with self._one_at_a_time, self._full_disk_named():
+            self._file.seek(offset)
             while data:
                 data = data[self._file.write(data) :]
 

@@ -15,10 +15,11 @@ from llvmlite.binding import get_host_cpu_features
 from numba import extending, types
 from numba.core import cgutils
 
+from fastclust.kernels.numba_cache import kept
+
 # Sums may be taken in any order, products fused, and maxima vectorised; nothing here makes a NaN of finite rows.
 FASTMATH = ("nnan", "nsz", "arcp", "contract", "reassoc")
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH)}
-compiled: Any = numba.njit(cache=True, **OPTIONS)
 inlined: Any = numba.njit(inline="always", **OPTIONS)  # a call for each row costs as much as it
 
 intrinsic: Any = extending.intrinsic
@@ -31,6 +32,11 @@ ABREAST = 32 if get_host_cpu_features().get("avx512f") else 16
 
 
 _INDEX = ir.IntType(64)
+
+
+def compiled(function: Any) -> Any:
+    """Compile a function for each kind of arguments that it is called with, and keep what was compiled."""
+    return kept(numba.njit(**OPTIONS)(function))
 
 
 class Numbers:

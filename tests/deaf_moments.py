@@ -18,7 +18,7 @@ class Thing:
     """What the weak reference is to."""
 
 
-def command(standalone_mode: bool) -> int:
+def command(**_: object) -> int:
     thing = Thing()
     reference = weakref.ref(thing, lambda _: signal.raise_signal(int(sys.argv[1])))
     del thing

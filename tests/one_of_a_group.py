@@ -6,6 +6,7 @@ python one_of_a_group.py FOLDER WHAT      with RANK, WORLD_SIZE, MASTER_ADDR and
 import os
 import signal
 import sys
+import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -59,6 +60,38 @@ def fits(*shares: slice) -> dict[str, np.ndarray]:
     return found
 
 
+def half_weighted(*shares: tuple[slice, bool]) -> dict[str, np.ndarray]:
+    """What fits find to shares of the rows that have weights, or do not, in which case each row counts once."""
+    X, weights = rows()
+    X = np.concatenate([X[share] for share, _ in shares])
+    weights = np.concatenate(
+        [weights[share] if weighted else np.ones(len(weights[share])) for share, weighted in shares]
+    )
+    found = {}
+    for start in STARTS:
+        model = DPGMM(4, init_params=start, random_state=0, max_iter=5, tol=0, dtype="float64")
+        model.fit(X, sample_weight=None if [weighted for _, weighted in shares] == [False] else weights)
+        found |= {f"{start} {name}": np.asarray(getattr(model, name)) for name in ("lower_bounds_", "counts_")}
+    return found
+
+
+def one_random_state(*shares: slice) -> dict[str, np.ndarray]:
+    """What two fits find that draw from one RandomState."""
+    X, random = np.concatenate([rows()[0][share] for share in shares]), np.random.RandomState(5)
+    fits = (DPGMM(4, init_params="random", random_state=random, max_iter=2, tol=0).fit(X) for _ in range(2))
+    return {f"{number} means": model.means_ for number, model in enumerate(fits)}
+
+
+def elsewhere(rank: int, *shares: slice) -> dict[str, np.ndarray]:
+    """What fits find that each process makes in a way of its own."""
+    X, found = np.concatenate([rows()[0][share] for share in shares]), {}
+    own = {"backend": ("numba", "reference")[rank], "block_rows": (None, 64)[rank], "verbose": 1 - rank}
+    for kind in KINDS:
+        plain = {"covariance_type": kind, "random_state": rank, "max_iter": 5, "tol": 0, "dtype": "float64"}
+        found[f"{kind} bounds"] = np.asarray(DPGMM(4, **plain, **own).fit(X).lower_bounds_)
+    return found
+
+
 def main() -> None:
     folder, what = Path(sys.argv[1]), sys.argv[2]
     rank = int(os.environ["RANK"])
@@ -69,6 +102,15 @@ def main() -> None:
     X, _ = rows()
     if what == "fits":
         np.savez(folder / f"{rank}.npz", **fits(part))
+    elif what == "half weighted":
+        np.savez(folder / f"{rank}.npz", **half_weighted((part, rank == 0)))
+    elif what == "one random state":
+        np.savez(folder / f"{rank}.npz", **one_random_state(part))
+    elif what == "elsewhere":
+        np.savez(folder / f"{rank}.npz", **elsewhere(rank, part))
+    elif what == "no rows":
+        X = X[part] if rank == 0 else X[:0]
+        DPGMM(4).fit(torch.from_numpy(X) if folder.name.startswith("tensor") else X)
     elif what == "different":
         DPGMM(4 + rank).fit(X[part])
     elif what == "nan":
@@ -76,6 +118,13 @@ def main() -> None:
             X[-1, 0] = np.nan
             (folder / "fails").touch()
         DPGMM(4, max_iter=5).fit(X[part])
+    elif what == "killed before":
+        if rank == 1:
+            while not (folder / "joined").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        (folder / "joined").touch()
+        DPGMM(4).fit(X[part])
     elif what == "killed":
 
         def on_pass(n_pass: int, bound: float, change: float) -> None:

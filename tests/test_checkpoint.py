@@ -1,14 +1,17 @@
 """Checkpoints: a fit that goes on from one ends with the bits of a fit that was never stopped."""
 
+import io
 import logging
+import pickle
 import warnings
 
 import numpy as np
 import pytest
+import torch
 from conftest import blobs, relu_features
 from sklearn.exceptions import ConvergenceWarning
 
-from fastclust import DPGMM, BayesianGaussianMixture, Checkpoint, checkpoint, model_file
+from fastclust import DPGMM, BayesianGaussianMixture, Checkpoint, checkpoint, group, model_file
 
 KINDS = ("full", "tied", "diag", "spherical")
 
@@ -160,3 +163,29 @@ def test_a_fit_goes_on_where_a_checkpoint_cannot_be_written(tmp_path, monkeypatc
     assert model.n_iter_ == 4
     assert "cannot be written" in caplog.text and "the fit goes on" in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_goes_to_the_others_of_a_group_from_the_host_to_devices_of_their_own(tmp_path):
+    X, path, devices = blobs(300, 3, 4), tmp_path / "fit.h5", []
+    model = DPGMM(3, random_state=0, max_iter=3, tol=0)
+    model.fit(X, checkpoint=Checkpoint(path))
+
+    class Watching(pickle.Pickler):
+        def reducer_override(self, value):
+            if isinstance(value, torch.Tensor):
+                devices.append(value.device.type)
+            return NotImplemented
+
+    class Group(group.Group):
+        size = 2
+
+        def first(self, value):
+            packed = io.BytesIO()
+            Watching(packed).dump(value)
+            return pickle.loads(packed.getvalue())
+
+    about, _ = checkpoint._read(path)
+    state = Checkpoint(path, resume=True).open(about, Group(), torch.device("meta"))  # a device that tests have
+    assert set(devices) <= {"cpu"}
+    assert {state.now.posterior.m.device.type, state.now.statistics.sx.device.type} == {"meta"}
+    assert state.summary.mean.device.type == "cpu"

@@ -64,6 +64,45 @@ def test_a_group_finds_what_one_process_finds(tmp_path):
     assert (np.diff(one["batches lower_bounds_"])[1:] > 0).all()  # the second call brought new rows
 
 
+def in_two_processes(folder: Path, what: str) -> dict[str, np.ndarray]:
+    """What both processes of a group found, which is the same."""
+    for process in start(folder, what):
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+    one, other = (dict(np.load(folder / f"{rank}.npz")) for rank in range(2))
+    np.testing.assert_equal(one, other)
+    return one
+
+
+def test_rows_of_a_process_that_gives_no_weights_count_once(tmp_path):
+    first, second = (slice(low, high) for low, high in pairwise(one_of_a_group.CUT))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = one_of_a_group.half_weighted((first, True), (second, False))
+    found = in_two_processes(tmp_path, "half weighted")
+    assert set(found) == set(alone)
+    for name, expected in alone.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-10, err_msg=name)
+
+
+def test_a_random_state_goes_on_in_the_first_process_from_fit_to_fit(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = one_of_a_group.one_random_state(*(slice(low, high) for low, high in pairwise(one_of_a_group.CUT)))
+    found = in_two_processes(tmp_path, "one random state")
+    for name, expected in alone.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6, err_msg=name)
+
+
+def test_each_process_fits_in_a_way_of_its_own(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = one_of_a_group.elsewhere(0, *(slice(low, high) for low, high in pairwise(one_of_a_group.CUT)))
+    found = in_two_processes(tmp_path, "elsewhere")
+    for name, expected in alone.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-10, err_msg=name)
+
+
 FAILURES = {
     "nan": "process 1 (pid {pid} on {host}) failed: ValueError: Input X contains NaN",
     "killed": "process 1 (pid {pid} on {host}) has died: no sign of life for 20 seconds",
@@ -95,6 +134,22 @@ def test_no_process_waits_for_one_that_died(what: str, failing: dict[str, tuple[
     last = said.strip().splitlines()[-1]
     assert f"RuntimeError: {FAILURES[what].format(pid=pid, host=socket.gethostname())}" in last
     assert seconds < 60
+
+
+def test_a_process_that_dies_before_it_comes_to_the_fit_is_named(tmp_path):
+    first, second = start(tmp_path, "killed before")
+    last = first.communicate(timeout=100)[1].strip().splitlines()[-1]
+    second.communicate()
+    assert "RuntimeError: the connection to the other processes broke before process 1 of 2 came: " in last
+
+
+def test_a_process_that_has_no_rows_is_named(tmp_path):
+    folders = [tmp_path / kind for kind in ("array", "tensor")]
+    for group in [start(folder, "no rows") for folder in folders]:
+        first, second = (process.communicate(timeout=100)[1].strip().splitlines()[-1] for process in group)
+        words = "ValueError: process 1 of 2 has no rows: give it some, or use fewer processes"
+        assert first.endswith(f"RuntimeError: process 1 (pid {group[1].pid} on {socket.gethostname()}) failed: {words}")
+        assert second.endswith(words)
 
 
 def test_processes_that_would_fit_different_models_say_so(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastclust import machine
+from fastclust import launch, machine
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +116,25 @@ def test_peak_memory_is_not_the_parents() -> None:
     alone = int(subprocess.check_output([sys.executable, "-c", code]))
     block = bytearray(os.urandom(2**20)) * (alone // 2**20 + 64)
     assert int(subprocess.check_output([sys.executable, "-c", code])) < len(block)
+
+
+def test_processes_share_the_cores_also_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS, say."""
+
+    class Asked(Exception):
+        pass
+
+    def ask(threads: int) -> None:
+        raise Asked(threads)
+
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(machine, "CGROUPS", Path("none"))
+    monkeypatch.setattr(torch, "set_num_threads", ask)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(Asked, match="3"), launch.joined_group("cpu"):
+        pass

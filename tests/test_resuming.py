@@ -147,6 +147,42 @@ def test_a_fit_that_has_ended_is_not_made_again_nor_taken_for_another(store: Pat
     assert set(contents(tmp_path)) == {"m.h5", "other.h5"}
 
 
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        (["--checkpoint", "{}"], "with --resume"),
+        (["--checkpoint={}"], "with --resume"),
+        (["--checkpoint={}", "--overwrite"], "with --resume in place of --overwrite"),
+    ],
+    ids=["two words", "one word", "overwriting"],
+)
+def test_a_stopped_fit_names_its_checkpoint_however_that_was_given(
+    words: list[str], again: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    words = [word.format(tmp_path / "c.h5") for word in words]
+    with monkeypatch.context() as patch:
+        patch.setattr("fastclust.estimator.DPGMM._counted", interrupt)
+        stopped = call("fit", store, *MIXTURE, "--out", tmp_path / "m.h5", *words)
+    assert (stopped.status, stopped.out) == (130, "")
+    assert stopped.err == f"stopped; the fit so far is in {tmp_path}/c.h5: the same command {again} goes on\n"
+    assert set(contents(tmp_path)) == {"c.h5"}
+    words = [word for word in words if word != "--overwrite"]
+    resumed = call("fit", store, *MIXTURE, "--out", tmp_path / "m.h5", *words, "--resume")
+    assert (resumed.status, resumed.err) == (0, "")
+
+
+def test_one_file_is_not_both_the_model_and_the_checkpoint(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.h5").symlink_to(tmp_path / "m.h5")
+    for other in ("m.h5", "link.h5", f"../{tmp_path.name}/m.h5"):
+        refused = call("fit", store, *MIXTURE, "--out", tmp_path / "m.h5", "--checkpoint", tmp_path / other)
+        assert (refused.status, refused.out) == (1, "")
+        assert "m.h5 cannot be the model and the checkpoint: name another file with --checkpoint" in refused.err
+        assert not (tmp_path / "m.h5").exists()
+
+
 def test_labels_of_another_model_are_not_gone_on_with(store: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         out = tmp_path / f"{seed}.h5"
