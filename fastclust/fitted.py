@@ -315,12 +315,10 @@ def _on_host(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """Return a parameter as it is written to a file."""
-    if value is None or isinstance(value, (bool, int, float, str, tuple)):
+    if value is None or isinstance(value, (bool, int, float, str, tuple, np.generic)):
         return value
     if isinstance(value, torch.device):
         return str(value)
     if isinstance(value, np.random.RandomState):
         return None
-    if isinstance(value, np.generic):
-        return value.item()
-    return np.asarray(value)
+    return host(value)

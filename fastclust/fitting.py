@@ -108,7 +108,7 @@ class FittingMixture(FittedMixture):
         self.precisions_ = host(root @ root.mT if self._outer else root**2)
         self.lower_bounds_ = lower_bounds
         self.lower_bound_ = lower_bounds[-1] if lower_bounds else -np.inf
-        self.n_iter_, self.converged_ = len(lower_bounds), converged
+        self.n_iter_, self.converged_ = len(lower_bounds), bool(converged)  # which NumPy's numbers compared are not
 
     def _counted(self, rows: Rows, labelled: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return how many rows each component wins (K,): int64, or float64 where rows count otherwise than once.

@@ -236,6 +236,45 @@ def test_a_saved_model_is_the_same_model(kind, weight_prior, tmp_path):
     assert (pickle.loads(pickle.dumps(model)).predict(X) == model.predict(X)).all()
 
 
+NUMPYS = {
+    "feature_range": (np.float32(0), np.float32(10)),
+    "degrees_of_freedom_prior": np.int64(6),
+    "weight_concentration_prior": np.float32(0.5),
+    "sort_sticks": np.True_,
+    "mean_prior": torch.zeros(3),
+}
+
+
+@pytest.mark.parametrize("name", NUMPYS)
+def test_a_model_whose_parameters_are_numpys_numbers_or_a_tensor_is_saved(name, tmp_path):
+    X, value = blobs(200, 3), NUMPYS[name]
+    model = fit(X, **{name: value})
+    model.save(tmp_path / "model.h5")
+    loaded = fastclust.load(tmp_path / "model.h5")
+    np.testing.assert_array_equal(getattr(loaded, name), value)
+    assert (loaded.fit(X).predict(X) == model.predict(X)).all()
+
+
+def test_a_tensor_that_numpy_cannot_look_at_is_saved_as_a_parameter(tmp_path):
+    """As one on a GPU is."""
+    model = fit(blobs(200, 3)).set_params(mean_prior=torch.zeros(3, requires_grad=True))
+    model.save(tmp_path / "model.h5")
+    np.testing.assert_array_equal(fastclust.load(tmp_path / "model.h5").mean_prior, np.zeros(3))
+
+
+def test_whether_a_fit_converged_is_a_bool_that_files_hold(tmp_path):
+    X = blobs(200, 3)
+    drop_in = fastclust.BayesianGaussianMixture(n_components=3, random_state=0, tol=1.0, warm_start=True)
+    model = drop_in.fit(X).fit(X, checkpoint=fastclust.Checkpoint(tmp_path / "fit.h5"))
+    assert model.converged_ is True
+    model.save(tmp_path / "model.h5")
+    for _ in range(9):
+        drop_in.partial_fit(X)
+    assert drop_in.converged_ is True
+    drop_in.save(tmp_path / "model.h5")
+    assert fastclust.load(tmp_path / "model.h5").converged_ is True
+
+
 def test_files_that_are_no_models_are_refused(tmp_path):
     X = blobs(100, 2)
     path = tmp_path / "model.h5"
