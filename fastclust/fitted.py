@@ -53,8 +53,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         given, rows = self._rows_of(X)
         parts, seen = [], 0
         for block, proba in rows.responsibilities(engine.coefficients(self._posterior(rows))):
-            if not bool(torch.isfinite(proba).all()):
-                check_finite(block, seen)
+            _check_results(proba, block, seen, rows.dtype)
             parts.append(proba)
             seen += len(block)
         return self._floats(given, torch.cat(parts) if len(parts) > 1 else parts[0])
@@ -282,10 +281,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Return the labels (n,) int32 and log-densities (n,) of each block of rows."""
         seen = 0
         for block, labels, density in rows.assigned(engine.coefficients(self._posterior(rows))):
-            finite = torch.isfinite(density)
-            if not bool(finite.all()):
-                check_finite(block, seen)
-                raise ValueError(f"the log-density of row {seen + int((~finite).nonzero()[0])} overflows {rows.dtype}")
+            _check_results(density, block, seen, rows.dtype)
             seen += len(block)
             yield labels, density
 
@@ -300,6 +296,20 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _floats(self, given: Given, result: torch.Tensor) -> Any:
         """Return densities or probabilities as the user gets them."""
         return given.like(result)
+
+
+def overflow(what: str, dtype: torch.dtype) -> ValueError:
+    """Return the error that something is beyond the range of the arithmetic; what: said before its name."""
+    ways = ["scale the rows"] + ["dtype='float64'"] * (dtype == torch.float32)
+    return ValueError(f"{what} {str(dtype).removeprefix('torch.')}: {' or '.join(ways)}")
+
+
+def _check_results(results: torch.Tensor, block: torch.Tensor, first: int, dtype: torch.dtype) -> None:
+    """Raise ValueError where a row of a block has a log-density (n,) or responsibilities (n, K) that are not finite."""
+    finite = torch.isfinite(results)
+    if not bool(finite.all()):
+        check_finite(block, first)
+        raise overflow(f"the log-density of row {first + int((~finite).nonzero()[0, 0])} overflows", dtype)
 
 
 def _numeric(X: Any) -> bool:

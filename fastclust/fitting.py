@@ -8,7 +8,7 @@ import torch
 from fastclust import engine, initialise, memo, variational
 from fastclust.arrays import Given, host
 from fastclust.blocks import Blocks
-from fastclust.fitted import FittedMixture
+from fastclust.fitted import FittedMixture, overflow
 from fastclust.rows import Rows, centre_of, scatter_about, unclaimed_scatter
 from fastclust.summary import Summary
 
@@ -88,11 +88,8 @@ class FittingMixture(FittedMixture):
         offset, scale, centre = (part.cpu() for part in (rows.offset, rows.scale, rows.centre))
         ends = (summary.minimum, summary.maximum)
         far = max(float(((end - offset) * scale - centre).abs().max()) for end in ends)
-        if far * far * len(centre) < torch.finfo(rows.dtype).max:
-            return
-        name = str(rows.dtype).removeprefix("torch.")
-        ways = ["scale the rows"] + ["dtype='float64'"] * (rows.dtype == torch.float32)
-        raise ValueError(f"values reach {far:.3g}, and their squares overflow {name}: {' or '.join(ways)}")
+        if not far * far * len(centre) < torch.finfo(rows.dtype).max:
+            raise overflow(f"values reach {far:.3g}, and their squares overflow", rows.dtype)
 
     def _set_posterior(
         self, posterior: variational.Posterior, rows: Rows, lower_bounds: list[float], converged: bool

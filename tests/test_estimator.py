@@ -333,6 +333,18 @@ def test_nan_is_named_when_predicting_too():
             method(X)
 
 
+@pytest.mark.parametrize("estimator", [DPGMM, fastclust.BayesianGaussianMixture])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_beyond_the_arithmetics_range_are_named_when_predicting(dtype, estimator):
+    X = blobs(50, 3)
+    model = estimator(n_components=2, covariance_type="diag", random_state=0, dtype=dtype, tol=1).fit(X)
+    X[17] = np.sqrt(np.finfo(dtype).max) * 10
+    ways = "scale the rows" + " or dtype='float64'" * (dtype == "float32")
+    for method in (model.predict, model.score_samples, model.score, model.predict_proba):
+        with pytest.raises(ValueError, match=f"the log-density of row 17 overflows {dtype}: {ways}$"):
+            method(X)
+
+
 def test_a_loaded_model_can_be_fitted_again_and_its_file_cannot_replace_methods(tmp_path):
     X = blobs(50, 3)
     fit(X, n_components=2, feature_range=(0, 10), mean_prior=np.zeros(3)).save(tmp_path / "model.h5")
