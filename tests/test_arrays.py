@@ -211,6 +211,17 @@ def test_the_arithmetic_is_that_of_the_rows():
     assert model._rows_of(torch.from_numpy(X).bfloat16())[1].dtype == torch.float64
 
 
+def test_weights_that_must_not_be_written_to_are_read_without_a_warning():
+    """As a column of pandas 3 is."""
+    weights = np.arange(400.0)
+    weights.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for model in (DPGMM(2, random_state=0), DPGMM(2, random_state=0)):
+            model.fit(X, sample_weight=weights).partial_fit(X, sample_weight=pandas.Series(weights))
+
+
 def test_a_column_name_that_is_missing_is_told():
     frame = pandas.DataFrame(blobs(50, 3), columns=["a", "b", "c"])
     model = quietly(DPGMM(2), frame)
