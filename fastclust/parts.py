@@ -73,8 +73,9 @@ def viewable(part: Any) -> bool:
     """Say whether torch can look at the part's memory as it is."""
     if isinstance(part, torch.Tensor):
         return part.is_floating_point()
-    forward = all(stride >= 0 for stride in getattr(part, "strides", ()))  # a file has none
-    return part.dtype in (np.float16, np.float32, np.float64) and forward
+    strides = getattr(part, "strides", ())  # a file has none
+    whole = all(stride >= 0 and stride % part.dtype.itemsize == 0 for stride in strides)
+    return part.dtype in (np.float16, np.float32, np.float64) and whole
 
 
 def tensor(rows: Any) -> torch.Tensor:

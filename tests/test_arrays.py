@@ -211,6 +211,15 @@ def test_the_arithmetic_is_that_of_the_rows():
     assert model._rows_of(torch.from_numpy(X).bfloat16())[1].dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_field_of_packed_records_is_rows(dtype):
+    records = np.zeros(len(X), dtype=[("label", "i1"), ("features", dtype, (5,))])
+    records["features"] = X
+    found, expected = (quietly(DPGMM(2, random_state=0), rows) for rows in (records["features"], X.astype(dtype)))
+    np.testing.assert_allclose(found.means_, expected.means_, rtol=1e-5)
+    assert (found.predict(records["features"][::-1]) == found.predict(X.astype(dtype))[::-1]).all()
+
+
 def test_weights_that_must_not_be_written_to_are_read_without_a_warning():
     """As a column of pandas 3 is."""
     weights = np.arange(400.0)
