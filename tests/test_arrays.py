@@ -211,6 +211,13 @@ def test_the_arithmetic_is_that_of_the_rows():
     assert model._rows_of(torch.from_numpy(X).bfloat16())[1].dtype == torch.float64
 
 
+def test_the_columns_of_a_frame_can_have_any_names():
+    frame = pandas.DataFrame(X, columns=["bounds", "id", "shape", "device", "strides"])
+    model = quietly(DPGMM(2, random_state=0), X)
+    for rows in (frame, [frame[:150], frame[150:]]):
+        np.testing.assert_allclose(quietly(DPGMM(2, random_state=0), rows).means_, model.means_, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_the_field_of_packed_records_is_rows(dtype):
     records = np.zeros(len(X), dtype=[("label", "i1"), ("features", dtype, (5,))])
