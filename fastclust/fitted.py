@@ -90,9 +90,11 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         The labels and probabilities of the fit's rows, and the expected log weights of what is left, stay as they were:
         a stick that goes leaves its share to those behind it. Rows unlike any of the fit's may have belonged to a
         dropped component, which is as wide as the prior. `n_components` stays as well: it is the truncation of the next
-        fit. Returns the mixture.
+        fit. Returns the mixture. Raises ValueError where scikit-learn fitted it, which leaves no counts_.
         """
         check_is_fitted(self)
+        if not hasattr(self, "counts_"):
+            raise ValueError("prune needs counts_, which scikit-learn's fit does not leave: fit the mixture again")
         nk = sum(batch["nk"] for batch in self.batch_statistics_.values())
         keep = np.flatnonzero((self.counts_ > 0) | (nk > 1e-8))
         if len(keep) == len(self.counts_):
