@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from numbers import Number
 from typing import Any, Self
 
 import numpy as np
@@ -172,9 +173,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         device = self._device(given.parts[0])
         if sample_weight is not None:
             one_each = np.broadcast_to(0.0, (sum(int(part.shape[0]) for part in given.parts), 1))
-            sample_weight = _check_sample_weight(
-                host(sample_weight), one_each, dtype=np.float64, ensure_non_negative=True
-            )
+            if not isinstance(sample_weight, Number):
+                sample_weight = host(sample_weight)
+            sample_weight = _check_sample_weight(sample_weight, one_each, dtype=np.float64, ensure_non_negative=True)
         self._check_alike(given, group)
         blocks = Blocks(given.parts, device, sample_weight, group=group)
         shape = (blocks.n_total, blocks.n_features)

@@ -46,7 +46,8 @@ class Mixture(FittingMixture):
         X: (n_samples, n_features) of any float or integer dtype: NumPy array, memory map, torch tensor, CuPy array or
         another with `__dlpack__`, h5py dataset, pandas or polars frame, rows that are computed when they are asked for
         (`fastclust.parts`), or a list of arrays, one after the other. Of files a few blocks are in memory at a time.
-        y: ignored. sample_weight: (n_samples,), how often each row counts, not negative: 2 is the row twice, 0 none.
+        y: ignored. sample_weight: (n_samples,), or one number for all rows, how often each row counts, not negative: 2
+        is the row twice, 0 none.
         on_pass: called after each pass with its number from 1, the lower bound and its change, in nats per row.
         checkpoint: where to write how far the fit is, and where to go on from.
         In an initialised process group of torch.distributed, all processes call it, each with rows of its own, and all

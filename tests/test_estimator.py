@@ -391,6 +391,16 @@ def test_bad_parameters_are_named(parameters, message):
         DPGMM(**{"n_components": 2} | parameters).fit(blobs(50, 3))
 
 
+def test_a_weight_of_all_rows_is_one_for_each():
+    X = blobs(60, 3)
+    model = DPGMM(3, random_state=0, tol=1e-3)
+    expected = model.fit(X, sample_weight=np.full(60, 2.0)).means_
+    for weight in (2, 2.0, np.float64(2)):
+        np.testing.assert_array_equal(model.fit(X, sample_weight=weight).means_, expected)
+    with pytest.raises(ValueError, match="Negative values"):
+        model.fit(X, sample_weight=-1.0)
+
+
 def test_devices_and_backends_are_what_was_asked_for(caplog):
     X = blobs(50, 3)
     with caplog.at_level("INFO", logger="fastclust"):
