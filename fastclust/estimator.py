@@ -118,7 +118,7 @@ class DPGMM(Mixture):
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "init_params": [StrOptions(set(STARTS))],
-        "feature_range": [tuple, list, None],
+        "feature_range": ["array-like", None],
         "sort_sticks": ["boolean"],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],

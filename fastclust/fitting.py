@@ -63,9 +63,10 @@ class FittingMixture(FittedMixture):
         self.feature_offset_, self.feature_scale_ = 0.0, 1.0
         if self.feature_range is None:
             return
-        low, high = (float(bound) for bound in self.feature_range)
-        if not low < high:
-            raise ValueError(f"feature_range must rise, and was {self.feature_range}")
+        ends = [float(end) for end in self.feature_range]
+        if len(ends) != 2 or not ends[0] < ends[1]:
+            raise ValueError(f"feature_range must rise from one number to another, and was {self.feature_range}")
+        low, high = ends
         smallest, largest = float(summary.minimum.min()), float(summary.maximum.max())
         if largest > smallest:
             self.feature_scale_ = (high - low) / (largest - smallest)

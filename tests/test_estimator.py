@@ -381,6 +381,8 @@ BAD_PARAMETERS = [
     ({"dtype": "float16"}, "dtype"),
     ({"block_rows": 0}, "block_rows"),
     ({"precision": "low"}, "precision"),
+    ({"feature_range": (0, 1, 2)}, "must rise from one number to another"),
+    ({"feature_range": [1]}, "must rise from one number to another"),
     ({"backend": "jax"}, "backend"),
 ]
 
