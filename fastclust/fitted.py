@@ -32,6 +32,8 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     batch_statistics_: dict[str, memo.Batch]
     counts_: np.ndarray
+    covariances_: Any
+    degrees_of_freedom_: Any
 
     def predict(self, X: Any) -> Any:
         """Return the most probable component of each row: (n_samples,) int64, the kind of array that X is."""
@@ -66,7 +68,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         in the kind of array that means_ is.
         Raises ValueError for n_samples < 1.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         if n_samples < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
         random = check_random_state(self.random_state)
@@ -93,7 +95,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         dropped component, which is as wide as the prior. `n_components` stays as well: it is the truncation of the next
         fit. Returns the mixture. Raises ValueError where scikit-learn fitted it, which leaves no counts_.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         if not hasattr(self, "counts_"):
             raise ValueError("prune needs counts_, which scikit-learn's fit does not leave: fit the mixture again")
         nk = sum(batch["nk"] for batch in self.batch_statistics_.values())
@@ -122,7 +124,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         (n_features, n_features), of all rows about about[0], whatever their responsibilities;
         entropy () = -sum_nk w_n r_nk ln r_nk and log_norm () = sum_n w_n ln sum_k rho_nk, in nats.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         if not self.batch_statistics_:
             raise AttributeError("responsibilities_statistics_ needs a pass over rows, and max_iter was 0")
         batches = list(self.batch_statistics_.values())
@@ -135,7 +137,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted mixture to an HDF5 file, whole or not at all. A RandomState is not kept; a seed is."""
-        check_is_fitted(self)
+        self._check_fitted()
         parameters = {name: _plain(value) for name, value in self.get_params(deep=False).items()}
         fitted = {name: value for name, value in self.__getstate__().items() if name.endswith("_")}
         model_file.write(path, type(self).__name__, parameters, fitted)
@@ -145,6 +147,17 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return {name: _on_host(value) for name, value in super().__getstate__().items()}
 
     # The rest is not public.
+
+    def _check_fitted(self) -> None:
+        """Raise NotFittedError, or ValueError where the fit was of another covariance_type than the parameter now."""
+        check_is_fitted(self)
+        by_size = ("spherical", "diag", "full")[host(self.covariances_).ndim - 1]
+        kind = by_size if host(self.degrees_of_freedom_).ndim else "tied"
+        if kind != self.covariance_type:
+            raise ValueError(
+                f"covariance_type is {self.covariance_type!r} now, and the mixture was fitted with {kind!r}: set it "
+                "back, or fit a new one"
+            )
 
     def _open(
         self,
@@ -162,6 +175,8 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         not. reset: whether X says how many features there are, and their names. least: rows that there must be.
         group: processes that have rows of their own, which are this one's too.
         """
+        if not reset:
+            self._check_fitted()
         given = receive(X)
         alone = least if group.size == 1 else 1
         if given.host:
@@ -244,7 +259,6 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return Rows(blocks, backend, dtype, offset, scale, centre, self.block_rows, precision)
 
     def _rows_of(self, X: Any) -> tuple[Given, Rows]:
-        check_is_fitted(self)
         given, blocks, backend, _ = self._open(X)
         return given, self._bind(blocks, backend)
 

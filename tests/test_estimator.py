@@ -393,6 +393,30 @@ def test_bad_parameters_are_named(parameters, message):
         DPGMM(**{"n_components": 2} | parameters).fit(blobs(50, 3))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("other", KINDS)
+def test_a_covariance_type_that_changed_after_the_fit_is_named(other, kind, tmp_path):
+    X = blobs(60, 3)
+    model = fit(X, n_components=3, covariance_type=kind).set_params(covariance_type=other, warm_start=True, tol=1)
+    for use in (
+        lambda: model.predict(X),
+        lambda: model.predict_proba(X),
+        lambda: model.score(X),
+        lambda: model.sample(),
+        lambda: model.save(tmp_path / "model.h5"),
+        lambda: model.responsibilities_statistics_,
+        lambda: model.partial_fit(X, batch="more"),
+        lambda: model.fit(X),
+        model.prune,
+    ):
+        if other == kind:
+            use()
+            continue
+        with pytest.raises(ValueError, match=f"covariance_type is '{other}' now, and .* fitted with '{kind}': set it"):
+            use()
+    assert model.set_params(warm_start=False).fit(X).predict(X).shape == (60,)
+
+
 def test_a_weight_of_all_rows_is_one_for_each():
     X = blobs(60, 3)
     model = DPGMM(3, random_state=0, tol=1e-3)
