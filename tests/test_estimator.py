@@ -236,18 +236,19 @@ def test_a_saved_model_is_the_same_model(kind, weight_prior, tmp_path):
     assert (pickle.loads(pickle.dumps(model)).predict(X) == model.predict(X)).all()
 
 
-NUMPYS = {
-    "feature_range": (np.float32(0), np.float32(10)),
-    "degrees_of_freedom_prior": np.int64(6),
-    "weight_concentration_prior": np.float32(0.5),
-    "sort_sticks": np.True_,
-    "mean_prior": torch.zeros(3),
-}
+NUMPYS = [
+    ("feature_range", (np.float32(0), np.float32(10))),
+    ("feature_range", [0, 10]),
+    ("degrees_of_freedom_prior", np.int64(6)),
+    ("weight_concentration_prior", np.float32(0.5)),
+    ("sort_sticks", np.True_),
+    ("mean_prior", torch.zeros(3)),
+]
 
 
-@pytest.mark.parametrize("name", NUMPYS)
-def test_a_model_whose_parameters_are_numpys_numbers_or_a_tensor_is_saved(name, tmp_path):
-    X, value = blobs(200, 3), NUMPYS[name]
+@pytest.mark.parametrize(("name", "value"), NUMPYS, ids=str)
+def test_a_model_whose_parameters_are_numpys_numbers_or_a_tensor_is_saved(name, value, tmp_path):
+    X = blobs(200, 3)
     model = fit(X, **{name: value})
     model.save(tmp_path / "model.h5")
     loaded = fastclust.load(tmp_path / "model.h5")
