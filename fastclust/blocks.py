@@ -91,7 +91,7 @@ class Blocks:
         self.n_features = widths.pop()
         self.starts = np.cumsum([0] + [int(part.shape[0]) for part in self.parts])
         self.n_rows = int(self.starts[-1])
-        self.weights = None if weights is None else torch.from_numpy(weights).to(device)
+        self.weights = None if weights is None else tensor(weights).to(device)
         self.group = group
         # The index of the rows that count (n,) where some do not.
         self.present = None if weights is None or (weights > 0).all() else np.flatnonzero(weights > 0)

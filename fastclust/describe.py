@@ -78,6 +78,11 @@ def _store(path: Path) -> Iterator[str]:
 def _model(path: Path) -> Iterator[str]:
     model = load(path)
     yield f"{path}: a mixture, {type(model).__name__}"
+    state = "converged" if model.converged_ else "not converged"
+    if not hasattr(model, "counts_"):
+        size = f"{model.n_components} components, {model.covariance_type} covariance, {model.n_features_in_} features"
+        yield f"fit       by scikit-learn, {model.n_iter_} passes, {state}: {size}"
+        return
     rows = round(model.counts_.sum())
     mapped = f"(x - {model.feature_offset_:g}) * {model.feature_scale_:g}"
     yield f"rows      {rows} of {model.n_features_in_} features, seen as {mapped}"
@@ -86,7 +91,6 @@ def _model(path: Path) -> Iterator[str]:
         sample = f", a sample: {source['sample']}" if "sample" in source else ""
         yield f"fitted to {source['layer']} ({source['node']}) of {source['model']}{sample}"
     yield f"clusters  {model.n_active_} in use of {model.n_components}, {model.covariance_type} covariance"
-    state = "converged" if model.converged_ else "not converged"
     yield f"fit       {model.n_iter_} passes, {state}, lower bound {model.lower_bound_per_row_:.6f} nats a row"
     how = model.dtype if model.precision == "high" else f"{model.dtype}, precision {model.precision}"
     yield f"computed  by {model.backend_} on {model.device_}, {how}, seed {model.random_state}"

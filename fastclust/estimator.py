@@ -43,6 +43,8 @@ class DPGMM(Mixture):
     reg_covar : float, default=1e-6
         Added to the diagonal of each component's covariance. It is no part of the lower bound, which can therefore fall
         by a millionth of itself or so where reg_covar is all the variance that a feature has; with 0 it never falls.
+        Where no feature varies, the covariance of the rows is no prior: the bound may alternate until max_iter, as
+        scikit-learn's does, unless covariance_prior is given.
     tol : float, default=1e-4
         Stop when a pass changes the lower bound by less, in nats per row.
     max_iter : int, default=200
@@ -119,7 +121,7 @@ class DPGMM(Mixture):
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "init_params": [StrOptions(set(STARTS))],
-        "feature_range": [tuple, list, None],
+        "feature_range": ["array-like", None],
         "sort_sticks": ["boolean"],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],

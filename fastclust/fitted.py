@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from numbers import Number
 from typing import Any, Self
 
 import numpy as np
@@ -32,6 +33,8 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     batch_statistics_: dict[str, memo.Batch]
     counts_: np.ndarray
+    covariances_: Any
+    degrees_of_freedom_: Any
 
     def predict(self, X: Any) -> Any:
         """Return the most probable component of each row: (n_samples,) int64, the kind of array that X is."""
@@ -54,8 +57,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         given, rows = self._rows_of(X)
         parts, seen = [], 0
         for block, proba in rows.responsibilities(engine.coefficients(self._posterior(rows))):
-            if not bool(torch.isfinite(proba).all()):
-                check_finite(block, seen)
+            _check_results(proba, block, seen, rows.dtype)
             parts.append(proba)
             seen += len(block)
         return self._floats(given, torch.cat(parts) if len(parts) > 1 else parts[0])
@@ -67,7 +69,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         in the kind of array that means_ is.
         Raises ValueError for n_samples < 1.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         if n_samples < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
         random = check_random_state(self.random_state)
@@ -92,9 +94,11 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         The labels and probabilities of the fit's rows, and the expected log weights of what is left, stay as they were:
         a stick that goes leaves its share to those behind it. Rows unlike any of the fit's may have belonged to a
         dropped component, which is as wide as the prior. `n_components` stays as well: it is the truncation of the next
-        fit. Returns the mixture.
+        fit. Returns the mixture. Raises ValueError where scikit-learn fitted it, which leaves no counts_.
         """
-        check_is_fitted(self)
+        self._check_fitted()
+        if not hasattr(self, "counts_"):
+            raise ValueError("prune needs counts_, which scikit-learn's fit does not leave: fit the mixture again")
         nk = sum(batch["nk"] for batch in self.batch_statistics_.values())
         keep = np.flatnonzero((self.counts_ > 0) | (nk > 1e-8))
         if len(keep) == len(self.counts_):
@@ -121,7 +125,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         (n_features, n_features), of all rows about about[0], whatever their responsibilities;
         entropy () = -sum_nk w_n r_nk ln r_nk and log_norm () = sum_n w_n ln sum_k rho_nk, in nats.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         if not self.batch_statistics_:
             raise AttributeError("responsibilities_statistics_ needs a pass over rows, and max_iter was 0")
         batches = list(self.batch_statistics_.values())
@@ -134,7 +138,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted mixture to an HDF5 file, whole or not at all. A RandomState is not kept; a seed is."""
-        check_is_fitted(self)
+        self._check_fitted()
         parameters = {name: _plain(value) for name, value in self.get_params(deep=False).items()}
         fitted = {name: value for name, value in self.__getstate__().items() if name.endswith("_")}
         model_file.write(path, type(self).__name__, parameters, fitted)
@@ -144,6 +148,17 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return {name: _on_host(value) for name, value in super().__getstate__().items()}
 
     # The rest is not public.
+
+    def _check_fitted(self) -> None:
+        """Raise NotFittedError, or ValueError where the fit was of another covariance_type than the parameter now."""
+        check_is_fitted(self)
+        by_size = ("spherical", "diag", "full")[host(self.covariances_).ndim - 1]
+        kind = by_size if host(self.degrees_of_freedom_).ndim else "tied"
+        if kind != self.covariance_type:
+            raise ValueError(
+                f"covariance_type is {self.covariance_type!r} now, and the mixture was fitted with {kind!r}: set it "
+                "back, or fit a new one"
+            )
 
     def _open(
         self,
@@ -161,6 +176,8 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         not. reset: whether X says how many features there are, and their names. least: rows that there must be.
         group: processes that have rows of their own, which are this one's too.
         """
+        if not reset:
+            self._check_fitted()
         given = receive(X)
         alone = least if group.size == 1 else 0  # what a group has is counted below
         if given.host:
@@ -172,9 +189,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         device = self._device(given.parts[0])
         if sample_weight is not None:
             one_each = np.broadcast_to(0.0, (sum(int(part.shape[0]) for part in given.parts), 1))
-            sample_weight = _check_sample_weight(
-                host(sample_weight), one_each, dtype=np.float64, ensure_non_negative=True
-            )
+            if not isinstance(sample_weight, Number):
+                sample_weight = host(sample_weight)
+            sample_weight = _check_sample_weight(sample_weight, one_each, dtype=np.float64, ensure_non_negative=True)
         self._check_alike(given, group)
         blocks = Blocks(given.parts, device, sample_weight, group=group)
         if group.size > 1 and blocks.n_rows == 0:
@@ -246,7 +263,6 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return Rows(blocks, backend, dtype, offset, scale, centre, self.block_rows, precision)
 
     def _rows_of(self, X: Any) -> tuple[Given, Rows]:
-        check_is_fitted(self)
         given, blocks, backend, _ = self._open(X)
         return given, self._bind(blocks, backend)
 
@@ -286,10 +302,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Return the labels (n,) int32 and log-densities (n,) of each block of rows."""
         seen = 0
         for block, labels, density in rows.assigned(engine.coefficients(self._posterior(rows))):
-            finite = torch.isfinite(density)
-            if not bool(finite.all()):
-                check_finite(block, seen)
-                raise ValueError(f"the log-density of row {seen + int((~finite).nonzero()[0])} overflows {rows.dtype}")
+            _check_results(density, block, seen, rows.dtype)
             seen += len(block)
             yield labels, density
 
@@ -306,6 +319,20 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return given.like(result)
 
 
+def overflow(what: str, dtype: torch.dtype) -> ValueError:
+    """Return the error that something is beyond the range of the arithmetic; what: said before its name."""
+    ways = ["scale the rows"] + ["dtype='float64'"] * (dtype == torch.float32)
+    return ValueError(f"{what} {str(dtype).removeprefix('torch.')}: {' or '.join(ways)}")
+
+
+def _check_results(results: torch.Tensor, block: torch.Tensor, first: int, dtype: torch.dtype) -> None:
+    """Raise ValueError where a row of a block has a log-density (n,) or responsibilities (n, K) that are not finite."""
+    finite = torch.isfinite(results)
+    if not bool(finite.all()):
+        check_finite(block, first)
+        raise overflow(f"the log-density of row {first + int((~finite).nonzero()[0, 0])} overflows", dtype)
+
+
 def _numeric(X: Any) -> bool:
     """Say whether X is a frame, or an array of numbers, that can be read as it is stored."""
     return hasattr(X, "dtypes") or getattr(getattr(X, "dtype", None), "kind", "O") in "fiub"
@@ -319,12 +346,10 @@ def _on_host(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """Return a parameter as it is written to a file."""
-    if value is None or isinstance(value, (bool, int, float, str, tuple)):
+    if value is None or isinstance(value, (bool, int, float, str, tuple, np.generic)):
         return value
     if isinstance(value, torch.device):
         return str(value)
     if isinstance(value, np.random.RandomState):
         return None
-    if isinstance(value, np.generic):
-        return value.item()
-    return np.asarray(value)
+    return host(value)

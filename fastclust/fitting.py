@@ -8,7 +8,7 @@ import torch
 from fastclust import engine, initialise, memo, variational
 from fastclust.arrays import Given, host
 from fastclust.blocks import Blocks
-from fastclust.fitted import FittedMixture
+from fastclust.fitted import FittedMixture, overflow
 from fastclust.rows import Rows, centre_of, scatter_about, unclaimed_scatter
 from fastclust.summary import Summary
 
@@ -63,9 +63,10 @@ class FittingMixture(FittedMixture):
         self.feature_offset_, self.feature_scale_ = 0.0, 1.0
         if self.feature_range is None:
             return
-        low, high = (float(bound) for bound in self.feature_range)
-        if not low < high:
-            raise ValueError(f"feature_range must rise, and was {self.feature_range}")
+        ends = [float(end) for end in self.feature_range]
+        if len(ends) != 2 or not ends[0] < ends[1]:
+            raise ValueError(f"feature_range must rise from one number to another, and was {self.feature_range}")
+        low, high = ends
         smallest, largest = float(summary.minimum.min()), float(summary.maximum.max())
         if largest > smallest:
             self.feature_scale_ = (high - low) / (largest - smallest)
@@ -88,11 +89,8 @@ class FittingMixture(FittedMixture):
         offset, scale, centre = (part.cpu() for part in (rows.offset, rows.scale, rows.centre))
         ends = (summary.minimum, summary.maximum)
         far = max(float(((end - offset) * scale - centre).abs().max()) for end in ends)
-        if far * far * len(centre) < torch.finfo(rows.dtype).max:
-            return
-        name = str(rows.dtype).removeprefix("torch.")
-        ways = ["scale the rows"] + ["dtype='float64'"] * (rows.dtype == torch.float32)
-        raise ValueError(f"values reach {far:.3g}, and their squares overflow {name}: {' or '.join(ways)}")
+        if not far * far * len(centre) < torch.finfo(rows.dtype).max:
+            raise overflow(f"values reach {far:.3g}, and their squares overflow", rows.dtype)
 
     def _set_posterior(
         self, posterior: variational.Posterior, rows: Rows, lower_bounds: list[float], converged: bool
@@ -108,7 +106,7 @@ class FittingMixture(FittedMixture):
         self.precisions_ = host(root @ root.mT if self._outer else root**2)
         self.lower_bounds_ = lower_bounds
         self.lower_bound_ = lower_bounds[-1] if lower_bounds else -np.inf
-        self.n_iter_, self.converged_ = len(lower_bounds), converged
+        self.n_iter_, self.converged_ = len(lower_bounds), bool(converged)  # which NumPy's numbers compared are not
 
     def _counted(self, rows: Rows, labelled: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return how many rows each component wins (K,): int64, or float64 where rows count otherwise than once.

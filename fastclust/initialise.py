@@ -167,8 +167,9 @@ def _seeds(
 
 
 def _on_host(rows: Rows) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the rows that count (n, D), as scikit-learn would see them, and their weights (n,)."""
+    """Return the rows that count (n, D), in the dtype that scikit-learn's mixture takes, and their weights (n,)."""
     (X,), present = rows.blocks.parts, rows.blocks.present
+    X = X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)  # k-means++ squares them in their own
     weights = None if rows.blocks.weights is None else rows.blocks.weights.cpu().numpy()
     if present is not None and weights is not None:
         return X[present], weights[present]

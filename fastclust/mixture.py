@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self, cast
 
 import torch
@@ -47,21 +47,25 @@ class Mixture(FittingMixture):
         X: (n_samples, n_features) of any float or integer dtype: NumPy array, memory map, torch tensor, CuPy array or
         another with `__dlpack__`, h5py dataset, pandas or polars frame, rows that are computed when they are asked for
         (`fastclust.parts`), or a list of arrays, one after the other. Of files a few blocks are in memory at a time.
-        y: ignored. sample_weight: (n_samples,), how often each row counts, not negative: 2 is the row twice, 0 none.
+        y: ignored. sample_weight: (n_samples,), or one number for all rows, how often each row counts, not negative: 2
+        is the row twice, 0 none.
         on_pass: called after each pass with its number from 1, the lower bound and its change, in nats per row.
         checkpoint: where to write how far the fit is, and where to go on from.
         In an initialised process group of torch.distributed, all processes call it, each with rows of its own, and all
         get the model of all rows: what one process finds in all rows, to the rounding of sums. Where one of them dies
         or fails, the others raise RuntimeError with its name within half a minute.
         Raises ValueError for rows that cannot be fitted (too few, NaN or infinite, not 2D) or a bad parameter, and
-        RuntimeError where the device or the backend asked for cannot run. Warns ConvergenceWarning.
+        RuntimeError where the device or the backend asked for cannot run. Warns ConvergenceWarning. Whatever ends it
+        early, Ctrl-C too, leaves the mixture as it was.
         """
-        self._fit(X, sample_weight, on_pass, checkpoint)
+        with self._aside() as model:
+            model._fit(X, sample_weight, on_pass, checkpoint)
         return self
 
     def fit_predict(self, X: Any, y: object = None, sample_weight: Any = None) -> Any:
         """Fit the mixture and return the label of each row: what fit(X).predict(X) returns, in one pass less."""
-        given, labels = self._fit(X, sample_weight, None, None, labelled=True)
+        with self._aside() as model:
+            given, labels = model._fit(X, sample_weight, None, None, labelled=True)
         return given.like(cast(torch.Tensor, labels))
 
     def partial_fit(
@@ -84,12 +88,25 @@ class Mixture(FittingMixture):
         batches changed the bound by less than `tol`. Raises as `fit`.
         """
         self._validate_params()
-        with together() as group:
-            given = self._fit_batch(X, sample_weight, batch, group)
-        self._present(given)
+        with self._aside() as model:
+            with together() as group:
+                given = model._fit_batch(X, sample_weight, batch, group)
+            model._present(given)
         return self
 
     # The rest is not public.
+
+    @contextmanager
+    def _aside(self) -> Iterator[Self]:
+        """Give a mixture that is this one, to be fitted, and take over its fitted attributes where that ends well.
+
+        So they change all together, in one assignment, or not at all, whatever ends a fit: Ctrl-C may at any place.
+        """
+        model = object.__new__(type(self))
+        model.__dict__ = dict(vars(self))
+        yield model
+        fitted = {name: value for name, value in vars(model).items() if name.endswith("_")}
+        self.__dict__ = {name: value for name, value in vars(self).items() if not name.endswith("_")} | fitted
 
     def _fit(
         self,

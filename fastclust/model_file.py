@@ -24,7 +24,7 @@ def write(path: str | os.PathLike[str], estimator: str, parameters: dict[str, An
 
     estimator: the name of its class. parameters: what it was made with, JSON-able or NumPy arrays. fitted: numbers,
     strings, None, lists of numbers, arrays (of numbers, or of strings as objects), tuples of arrays, or dictionaries of
-    any of these, by attribute name.
+    any of these, by attribute name. NumPy's numbers are read back as Python's.
     Raises OSError where the disk is full or the file cannot be written.
     """
     write_groups(path, FORMAT, VERSION, {"estimator": estimator}, dict(zip(GROUPS, (parameters, fitted), strict=True)))
@@ -100,7 +100,14 @@ def _put(group: h5py.Group, name: str, value: Any) -> None:
         group[name] = value
     else:
         group[name] = h5py.Empty("f")
-        group[name].attrs["json"] = json.dumps(value)
+        group[name].attrs["json"] = json.dumps(value, default=_number)
+
+
+def _number(value: Any) -> Any:
+    """Return a NumPy number as Python's, which JSON can hold."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"expected numbers, strings, None or arrays, got {type(value).__name__}")
 
 
 def _get(item: h5py.Group | h5py.Dataset) -> Any:

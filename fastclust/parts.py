@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
+from inspect import getattr_static
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,12 @@ def two_dimensional(part: Any) -> Any:
 
 def is_file(part: Any) -> bool:
     """Say whether a part is an h5py dataset, or what is like one: it can be sliced, and nothing else."""
-    return not isinstance(part, (np.ndarray, torch.Tensor)) and hasattr(part, "id") and hasattr(part, "shape")
+    return not isinstance(part, (np.ndarray, torch.Tensor)) and _has(part, "id") and hasattr(part, "shape")
 
 
 def is_computed(part: Any) -> bool:
     """Say whether a part computes its rows when they are asked for."""
-    return hasattr(part, "bounds") and hasattr(part, "shape")
+    return _has(part, "bounds") and hasattr(part, "shape")
 
 
 def is_mapped(part: Any) -> bool:
@@ -73,8 +74,9 @@ def viewable(part: Any) -> bool:
     """Say whether torch can look at the part's memory as it is."""
     if isinstance(part, torch.Tensor):
         return part.is_floating_point()
-    forward = all(stride >= 0 for stride in getattr(part, "strides", ()))  # a file has none
-    return part.dtype in (np.float16, np.float32, np.float64) and forward
+    strides = getattr(part, "strides", ())  # a file has none
+    whole = all(stride >= 0 and stride % part.dtype.itemsize == 0 for stride in strides)
+    return part.dtype in (np.float16, np.float32, np.float64) and whole
 
 
 def tensor(rows: Any) -> torch.Tensor:
@@ -111,6 +113,11 @@ def let_go(part: Any, low: int, high: int) -> None:
 def ask_for(part: Any, low: int, high: int) -> None:
     """Have the system read rows of a mapped file ahead; it does not wait for them."""
     _advise(part, low, high, "MADV_WILLNEED")
+
+
+def _has(part: Any, name: str) -> bool:
+    """Say whether a part or its type has an attribute; the column of a frame that has this name is none."""
+    return getattr_static(part, name, None) is not None
 
 
 def _advise(part: Any, low: int, high: int, advice: str) -> None:

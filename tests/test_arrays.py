@@ -211,6 +211,33 @@ def test_the_arithmetic_is_that_of_the_rows():
     assert model._rows_of(torch.from_numpy(X).bfloat16())[1].dtype == torch.float64
 
 
+def test_the_columns_of_a_frame_can_have_any_names():
+    frame = pandas.DataFrame(X, columns=["bounds", "id", "shape", "device", "strides"])
+    model = quietly(DPGMM(2, random_state=0), X)
+    for rows in (frame, [frame[:150], frame[150:]]):
+        np.testing.assert_allclose(quietly(DPGMM(2, random_state=0), rows).means_, model.means_, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_field_of_packed_records_is_rows(dtype):
+    records = np.zeros(len(X), dtype=[("label", "i1"), ("features", dtype, (5,))])
+    records["features"] = X
+    found, expected = (quietly(DPGMM(2, random_state=0), rows) for rows in (records["features"], X.astype(dtype)))
+    np.testing.assert_allclose(found.means_, expected.means_, rtol=1e-5)
+    assert (found.predict(records["features"][::-1]) == found.predict(X.astype(dtype))[::-1]).all()
+
+
+def test_weights_that_must_not_be_written_to_are_read_without_a_warning():
+    """As a column of pandas 3 is."""
+    weights = np.arange(400.0)
+    weights.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for model in (DPGMM(2, random_state=0), DPGMM(2, random_state=0)):
+            model.fit(X, sample_weight=weights).partial_fit(X, sample_weight=pandas.Series(weights))
+
+
 def test_a_column_name_that_is_missing_is_told():
     frame = pandas.DataFrame(blobs(50, 3), columns=["a", "b", "c"])
     model = quietly(DPGMM(2), frame)

@@ -8,8 +8,10 @@ import h5py
 import numpy as np
 import pytest
 from command_line import NETWORK, SMALL, call, contents, photographs
+from conftest import blobs
+from sklearn.mixture import BayesianGaussianMixture as Theirs
 
-from fastclust import kernels
+from fastclust import BayesianGaussianMixture, kernels, load
 from fastclust.describe import check_replaceable
 
 
@@ -44,6 +46,22 @@ def test_a_model(made: Path) -> None:
     assert len(shares) == 3
     assert shares == sorted(shares, reverse=True)
     assert abs(sum(shares) - 100) < 1e-3
+
+
+def test_a_model_that_scikit_learn_fitted_is_described_and_not_pruned(tmp_path: Path) -> None:
+    theirs = Theirs(n_components=3, random_state=0, tol=1).fit(blobs(200, 4))
+    model = BayesianGaussianMixture()
+    model.__setstate__(theirs.__getstate__())
+    with pytest.raises(ValueError, match="prune needs counts_"):
+        model.prune()
+    model.save(tmp_path / "model.h5")
+    result = call("inspect", tmp_path / "model.h5")
+    assert (result.status, result.err) == (0, "")
+    size = "3 components, full covariance, 4 features"
+    said = f"fit       by scikit-learn, {theirs.n_iter_} passes, converged: {size}"
+    assert result.out.splitlines()[1:] == [said]
+    load(tmp_path / "model.h5").fit(blobs(200, 4)).prune().save(tmp_path / "model.h5")
+    assert "cluster      0" in call("inspect", tmp_path / "model.h5").out
 
 
 def test_a_run_by_its_folder_or_its_summary(made: Path) -> None:

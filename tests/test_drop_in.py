@@ -170,7 +170,8 @@ def test_names_of_features_and_set_output_are_as_in_scikit_learn():
 def pair(X: np.ndarray, **parameters: object) -> tuple[Ours, Theirs]:
     """Return both estimators fitted to X, from the same start."""
     common = {"n_components": 4, "random_state": 0, "tol": 0.0, "max_iter": 5} | parameters
-    return Ours(**common).fit(X), Theirs(**common).fit(X)
+    theirs = {name: value for name, value in common.items() if name != "dtype"}
+    return Ours(**common).fit(X), Theirs(**theirs).fit(X)
 
 
 def assert_same(ours: Ours, theirs: Theirs, X: np.ndarray) -> None:
@@ -192,6 +193,28 @@ def test_no_passes_leave_scikit_learns_start(kind, start):
             assert ours.lower_bounds_ == theirs.lower_bounds_ == []
     first, _ = pair(X, covariance_type=kind, init_params=start, max_iter=0)
     assert not np.array_equal(first.means_, ours.means_)
+
+
+ROWS = blobs(150, 4) * 3
+NUMBERS = {
+    "float16": (ROWS * 100).astype(np.float16),
+    "int16": (ROWS * 1000).astype(np.int16),
+    "int8": (ROWS * 5).round().clip(-128, 127).astype(np.int8),
+    "uint8": (ROWS * 5 + 100).round().clip(0, 255).astype(np.uint8),
+    "bool": ROWS > 0,
+    "big-endian": ROWS.astype(">f8"),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_rows_of_every_dtype_have_scikit_learns_start(numbers, start):
+    X = NUMBERS[numbers]
+    ours, theirs = pair(X, covariance_type="diag", init_params=start, max_iter=0, dtype="float64")
+    assert_same(ours, theirs, X.astype(np.float64))  # scikit-learn's predict squares integers as they are
+    weights = np.random.default_rng(0).integers(0, 3, size=len(X))
+    once = Ours(**ours.get_params()).fit(X[weights > 0])
+    np.testing.assert_allclose(Ours(**ours.get_params()).fit(X, sample_weight=weights > 0).means_, once.means_)
 
 
 @pytest.mark.parametrize("start", STARTS)

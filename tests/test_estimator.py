@@ -236,6 +236,46 @@ def test_a_saved_model_is_the_same_model(kind, weight_prior, tmp_path):
     assert (pickle.loads(pickle.dumps(model)).predict(X) == model.predict(X)).all()
 
 
+NUMPYS = [
+    ("feature_range", (np.float32(0), np.float32(10))),
+    ("feature_range", [0, 10]),
+    ("degrees_of_freedom_prior", np.int64(6)),
+    ("weight_concentration_prior", np.float32(0.5)),
+    ("sort_sticks", np.True_),
+    ("mean_prior", torch.zeros(3)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NUMPYS, ids=str)
+def test_a_model_whose_parameters_are_numpys_numbers_or_a_tensor_is_saved(name, value, tmp_path):
+    X = blobs(200, 3)
+    model = fit(X, **{name: value})
+    model.save(tmp_path / "model.h5")
+    loaded = fastclust.load(tmp_path / "model.h5")
+    np.testing.assert_array_equal(getattr(loaded, name), value)
+    assert (loaded.fit(X).predict(X) == model.predict(X)).all()
+
+
+def test_a_tensor_that_numpy_cannot_look_at_is_saved_as_a_parameter(tmp_path):
+    """As one on a GPU is."""
+    model = fit(blobs(200, 3)).set_params(mean_prior=torch.zeros(3, requires_grad=True))
+    model.save(tmp_path / "model.h5")
+    np.testing.assert_array_equal(fastclust.load(tmp_path / "model.h5").mean_prior, np.zeros(3))
+
+
+def test_whether_a_fit_converged_is_a_bool_that_files_hold(tmp_path):
+    X = blobs(200, 3)
+    drop_in = fastclust.BayesianGaussianMixture(n_components=3, random_state=0, tol=1.0, warm_start=True)
+    model = drop_in.fit(X).fit(X, checkpoint=fastclust.Checkpoint(tmp_path / "fit.h5"))
+    assert model.converged_ is True
+    model.save(tmp_path / "model.h5")
+    for _ in range(9):
+        drop_in.partial_fit(X)
+    assert drop_in.converged_ is True
+    drop_in.save(tmp_path / "model.h5")
+    assert fastclust.load(tmp_path / "model.h5").converged_ is True
+
+
 def test_files_that_are_no_models_are_refused(tmp_path):
     X = blobs(100, 2)
     path = tmp_path / "model.h5"
@@ -294,6 +334,18 @@ def test_nan_is_named_when_predicting_too():
             method(X)
 
 
+@pytest.mark.parametrize("estimator", [DPGMM, fastclust.BayesianGaussianMixture])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_beyond_the_arithmetics_range_are_named_when_predicting(dtype, estimator):
+    X = blobs(50, 3)
+    model = estimator(n_components=2, covariance_type="diag", random_state=0, dtype=dtype, tol=1).fit(X)
+    X[17] = np.sqrt(np.finfo(dtype).max) * 10
+    ways = "scale the rows" + " or dtype='float64'" * (dtype == "float32")
+    for method in (model.predict, model.score_samples, model.score, model.predict_proba):
+        with pytest.raises(ValueError, match=f"the log-density of row 17 overflows {dtype}: {ways}$"):
+            method(X)
+
+
 def test_a_loaded_model_can_be_fitted_again_and_its_file_cannot_replace_methods(tmp_path):
     X = blobs(50, 3)
     fit(X, n_components=2, feature_range=(0, 10), mean_prior=np.zeros(3)).save(tmp_path / "model.h5")
@@ -330,6 +382,8 @@ BAD_PARAMETERS = [
     ({"dtype": "float16"}, "dtype"),
     ({"block_rows": 0}, "block_rows"),
     ({"precision": "low"}, "precision"),
+    ({"feature_range": (0, 1, 2)}, "must rise from one number to another"),
+    ({"feature_range": [1]}, "must rise from one number to another"),
     ({"backend": "jax"}, "backend"),
 ]
 
@@ -338,6 +392,40 @@ BAD_PARAMETERS = [
 def test_bad_parameters_are_named(parameters, message):
     with pytest.raises(ValueError, match=message):
         DPGMM(**{"n_components": 2} | parameters).fit(blobs(50, 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("other", KINDS)
+def test_a_covariance_type_that_changed_after_the_fit_is_named(other, kind, tmp_path):
+    X = blobs(60, 3)
+    model = fit(X, n_components=3, covariance_type=kind).set_params(covariance_type=other, warm_start=True, tol=1)
+    for use in (
+        lambda: model.predict(X),
+        lambda: model.predict_proba(X),
+        lambda: model.score(X),
+        lambda: model.sample(),
+        lambda: model.save(tmp_path / "model.h5"),
+        lambda: model.responsibilities_statistics_,
+        lambda: model.partial_fit(X, batch="more"),
+        lambda: model.fit(X),
+        model.prune,
+    ):
+        if other == kind:
+            use()
+            continue
+        with pytest.raises(ValueError, match=f"covariance_type is '{other}' now, and .* fitted with '{kind}': set it"):
+            use()
+    assert model.set_params(warm_start=False).fit(X).predict(X).shape == (60,)
+
+
+def test_a_weight_of_all_rows_is_one_for_each():
+    X = blobs(60, 3)
+    model = DPGMM(3, random_state=0, tol=1e-3)
+    expected = model.fit(X, sample_weight=np.full(60, 2.0)).means_
+    for weight in (2, 2.0, np.float64(2)):
+        np.testing.assert_array_equal(model.fit(X, sample_weight=weight).means_, expected)
+    with pytest.raises(ValueError, match="Negative values"):
+        model.fit(X, sample_weight=-1.0)
 
 
 def test_devices_and_backends_are_what_was_asked_for(caplog):

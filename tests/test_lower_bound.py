@@ -85,3 +85,14 @@ def test_the_native_bound_falls_by_millionths_with_reg_covar():
     assert -1e-5 < largest_fall(bounds_of(DPGMM(6, dtype="float64", **parameters), X)) < -1e-6
     without_dead = np.delete(X, 3, axis=1)
     assert largest_fall(bounds_of(DPGMM(6, dtype="float64", reg_covar=0, **parameters), without_dead)) >= -1e-9
+
+
+def test_where_no_feature_varies_the_bound_alternates_unless_there_is_a_prior():
+    """The variances of the rows, all zero, are no prior: an empty component fits better than the one with the rows."""
+    X = np.zeros((2523, 96))
+    parameters = {"n_components": 3, "random_state": 0, "max_iter": 20}
+    theirs = Theirs(covariance_type="diag", weight_concentration_prior=0.2, **parameters)
+    for bounds in (bounds_of(DPGMM(**parameters), X), bounds_of(theirs, X) / len(X)):
+        np.testing.assert_allclose(bounds[2:], bounds[:-2])
+        assert bounds[1] - bounds[0] > 1
+    assert DPGMM(covariance_prior=np.ones(96), **parameters).fit(X).converged_
