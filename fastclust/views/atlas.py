@@ -2,7 +2,7 @@
 
 One forward pass stores the features of all layers; each layer is then fitted once a seed. A cluster is in use where it
 is the most probable one of a pixel (of a dense layer, of an image). Where a layer has fewer rows than the mixture has
-components, its mixture has as many components as rows.
+components, its mixture has as many components as rows; a layer of one row, which has no clusters, is passed over.
 
 The folder of an atlas holds what a run's does for the first seed (`fastclust.pipeline`), so that `fastclust report`
 reads it, and
@@ -28,7 +28,7 @@ from fastclust.extract import extract, find_images, input_image, list_layers
 from fastclust.labels import Labels, Progress, even, label_image, label_layer, quiet
 from fastclust.layer_fit import check_mixture, fit_layer
 from fastclust.networks import Network
-from fastclust.pipeline import DRAWN, check_free, forget, layers_of, outside, remove_results
+from fastclust.pipeline import DRAWN, check_free, forget, layers_of, new_folder, outside, remove_results
 from fastclust.plan import network_size, open_weights
 from fastclust.store import LayerRecord, Store, open_store
 from fastclust.views.plots import plot_clusters_in_use, save
@@ -86,7 +86,8 @@ def draw_atlas(
     images, extraction, mixture, resume, overwrite: as of `fastclust.pipeline.run`; dense layers take a concentration
     of DENSE_ALPHA. layers: names, in order; without them, every weight layer that the weights cover. seeds: fits a
     layer, under mixture["random_state"] and the numbers after it. sample: rows that each fit takes, of all images.
-    Raises as `fastclust.pipeline.run`, ValueError also for fewer than one seed.
+    Raises as `fastclust.pipeline.run`, ValueError also for fewer than one seed, and where a layer that was named, or
+    every layer, has one row.
     """
     began = time.perf_counter()
     if seeds < 1:
@@ -100,26 +101,33 @@ def draw_atlas(
     names = list(layers or given)
     check_free(out, names, resume or overwrite)
     before = layers_of(out)
-    out.mkdir(parents=True, exist_ok=True)
+
+    def check(planned: Sequence[LayerRecord]) -> None:
+        _check_rows({record.name: min(record.n_rows, sample or record.n_rows) for record in planned}, bool(layers))
+
     progress("extract", 0, None, "images")
-    report = extract(
-        found,
-        out=out / "features.h5",
-        layers=names,
-        resume=resume,
-        overwrite=overwrite,
-        progress=lambda done, total, rate: progress("extract", done, total, rate),
-        **extraction,
-    )
+    with new_folder(out):
+        report = extract(
+            found,
+            out=out / "features.h5",
+            layers=names,
+            resume=resume,
+            overwrite=overwrite,
+            progress=lambda done, total, rate: progress("extract", done, total, rate),
+            check=check,
+            **extraction,
+        )
     forget(out, *DRAWN, *OWN)
     for name in before:
         remove_results(out / name)
     store = open_store(out / "features.h5")
     labelled, records = list[Labels](), list[dict[str, Any]]()
-    for name in names:
+    n_rows = {name: sum(len(part) for part in store.rows(name)) for name in names}
+    _check_rows(n_rows, False)  # of images that could not be read there are none
+    single = [name for name in names if n_rows[name] < 2]
+    for name in (name for name in names if n_rows[name] > 1):
         record = store.layer(name)
-        n_rows = sum(len(part) for part in store.rows(name))
-        own = _mixture_of(record, min(n_rows, sample or n_rows), mixture)
+        own = _mixture_of(record, min(n_rows[name], sample or n_rows[name]), mixture)
         fits: list[dict[str, Any]] = []
         for seed in range(mixture["random_state"], mixture["random_state"] + seeds):
             fitted, seconds = fit_layer([store], name, own | {"random_state": seed}, progress, sample=sample)
@@ -156,6 +164,7 @@ def draw_atlas(
         "alpha_of_dense_layers": DENSE_ALPHA,
         "rows_fitted_at_most": sample,
         "layers": records,
+        "layers_of_one_row": single,
         "layers_beyond_the_weights": beyond,
         "seconds": time.perf_counter() - began,
     }
@@ -165,6 +174,13 @@ def draw_atlas(
     progress("draw", 1, 1, "")
     write_json(out / "atlas.json", atlas)
     return atlas
+
+
+def _check_rows(n_rows: Mapping[str, int], all_needed: bool) -> None:
+    """Refuse where all layers, or any of them where all are needed, have one row. Raises ValueError."""
+    single = [name for name, n in n_rows.items() if n < 2]
+    if single and (all_needed or len(single) == len(n_rows)):
+        raise ValueError(f"one row has no clusters, and there is no more of {', '.join(single)}: give more images")
 
 
 def _mixture_of(record: LayerRecord, n_rows: int, mixture: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from fastclust.networks import Network
 from fastclust.plan import network_size
 from fastclust.reader import placement
 from fastclust.receptive import Field, receptive_fields
-from fastclust.saved import load
+from fastclust.saved import load, load_layer
 from fastclust.store import ImageRecord, LayerRecord, Store, open_features
 from fastclust.views.detection import Score, find_masks, input_mask, score, total
 from fastclust.views.markers import Shown, marked, page, side_by_side
@@ -92,10 +92,9 @@ def open_source(source: Path, model: Path | None, layer: str | None) -> tuple[St
     if model is None:
         if not source.is_dir():
             raise ValueError(f"{source} is a store: name a model that `fit` wrote with --model")
-        model = source / record.name / "model.h5"
-        if not model.is_file():
-            raise FileNotFoundError(f"{model} is not there: the run has not ended; `fastclust run --resume` goes on")
-    mixture = load(model)
+        mixture = load_layer(source, record.name)
+    else:
+        mixture = load(model)
     check_layer(store, record, mixture)
     return store, record, mixture
 
