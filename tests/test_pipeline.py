@@ -17,6 +17,7 @@ from test_images import photograph
 
 import fastclust
 from fastclust import console, demo, weights
+from fastclust import extract as extracting
 from fastclust.layer_fit import fit_layer
 from fastclust.store import open_store
 
@@ -187,6 +188,46 @@ def test_replacing_leaves_nothing_of_the_run_before(made: Path, tmp_path: Path) 
     )
     assert labels.status == 0
     assert contents(out / "1" / "labels") == contents(out / "3" / "labels")
+
+
+@pytest.mark.parametrize(("command", "refused"), [("run", ("--components", "9999")), ("atlas", ("--rows", "1"))])
+def test_stopped_while_it_replaces_it_leaves_nothing_of_the_features_before(
+    tmp_path: Path, command: str, refused: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, first = tmp_path / "out", photographs(tmp_path / "first", 1)
+    words = ("--layer", "1", *NETWORK, *MIXTURE, "--batch-size", "1", "--out", out)
+    assert call("run", first, *words, "--report").status == 0
+    before = contents(out)
+    more = photographs(tmp_path / "more", 3)
+    assert call(command, more, *words, "--overwrite", *refused).status == 1
+    assert contents(out) == before, "what is refused changes nothing"
+    write = extracting._write
+
+    def interrupt(writer: Any, rows: Any, reasons: Any) -> float:
+        if 1 in rows:
+            raise KeyboardInterrupt
+        return write(writer, rows, reasons)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extracting, "_write", interrupt)
+        assert call(command, more, *words, "--overwrite").status == 130
+    assert list(contents(out)) == ["features.h5"]
+    assert len(open_store(out / "features.h5").finished) == 1
+    for reader in ("report", "centres"):
+        result = call(reader, out, *(("--out", tmp_path / "c") if reader == "centres" else ()))
+        assert "model.h5 is not there: the run has not ended" in result.err
+
+
+def test_a_run_and_an_atlas_replace_each_other_whole(made: Path, tmp_path: Path) -> None:
+    out, words = tmp_path / "out", (made / "images", *NETWORK, *MIXTURE, "--out", tmp_path / "out", "--overwrite")
+    assert call("atlas", *words, "--layer", "1", "--seeds", "1").status == 0
+    assert call("run", *words, "--layer", "3").status == 0
+    assert {path.name for path in out.iterdir()} == {"3", "features.h5", "montage.png", "summary.json"}
+    assert call("atlas", *words, "--layer", "1", "--seeds", "1").status == 0
+    drawn = {"atlas.json", "atlas.png", "clusters_in_use.png"}
+    assert {path.name for path in out.iterdir()} == {"1", "features.h5"} | drawn
+    assert call("run", *words, "--layer", "3", "--no-store").status == 0
+    assert {path.name for path in out.iterdir()} == {"3", "montage.png", "summary.json"}
 
 
 def test_resuming_a_run_that_ended_gives_the_same(made: Path, tmp_path: Path) -> None:

@@ -24,17 +24,16 @@ from PIL import Image
 
 from fastclust import picture
 from fastclust.atomic import write_json, written_aside
-from fastclust.extract import extract, find_images, input_image, list_layers
+from fastclust.extract import find_images, input_image, list_layers
 from fastclust.labels import Labels, Progress, even, label_image, label_layer, quiet
 from fastclust.layer_fit import check_mixture, fit_layer
 from fastclust.networks import Network
-from fastclust.pipeline import DRAWN, check_free, forget, layers_of, new_folder, outside, remove_results
+from fastclust.pipeline import check_free, extract_anew, layers_of, outside
 from fastclust.plan import network_size, open_weights
 from fastclust.store import LayerRecord, Store, open_store
 from fastclust.views.plots import plot_clusters_in_use, save
 from fastclust.weights import missing
 
-OWN = ("atlas.png", "clusters_in_use.png", "atlas.json")
 DENSE_ALPHA = 0.1  # the paper's concentration for dense layers
 ROWS, ACROSS = 4, 9  # images in the montage, layers in a band of it
 
@@ -105,21 +104,7 @@ def draw_atlas(
     def check(planned: Sequence[LayerRecord]) -> None:
         _check_rows({record.name: min(record.n_rows, sample or record.n_rows) for record in planned}, bool(layers))
 
-    progress("extract", 0, None, "images")
-    with new_folder(out):
-        report = extract(
-            found,
-            out=out / "features.h5",
-            layers=names,
-            resume=resume,
-            overwrite=overwrite,
-            progress=lambda done, total, rate: progress("extract", done, total, rate),
-            check=check,
-            **extraction,
-        )
-    forget(out, *DRAWN, *OWN)
-    for name in before:
-        remove_results(out / name)
+    report = extract_anew(found, out, before, check, progress, names, resume, overwrite, extraction)
     store = open_store(out / "features.h5")
     labelled, records = list[Labels](), list[dict[str, Any]]()
     n_rows = {name: sum(len(part) for part in store.rows(name)) for name in names}
