@@ -89,23 +89,28 @@ def run(
             model.save(out / layer / "model.h5")
             labelled.append(label_layer(store, layer, model, out / layer, progress))
             per_layer[layer] = summarise_layer(labelled[-1], fitting)
+        seconds["fit"] = sum(layer["seconds"]["fit"] for layer in per_layer.values())
+        seconds["label"] = sum(layer["seconds"]["label"] for layer in per_layer.values())
         reported: dict[str, Any] = {}
+
+        def write_summary() -> dict[str, Any]:
+            seconds["total"] = time.perf_counter() - began
+            summary = summarise(store, done, labelled, per_layer, seconds, stored=not no_store) | reported
+            write_json(out / "summary.json", summary)
+            return summary
+
+        write_summary()  # before the pictures, of which none is worth the numbers
         if report:
             reporting = time.perf_counter()
             models = {labels.layer.name: labels.model for labels in labelled}
-            reported = {"report": write_report(store, models, out / "report.html", progress)}
+            reported["report"] = write_report(store, models, out / "report.html", progress)
             seconds["report"] = time.perf_counter() - reporting
     drawing = time.perf_counter()
     progress("montage", 0, 1, "")
     draw_montage(store, labelled, out / "montage.png")
     progress("montage", 1, 1, "")
-    seconds["fit"] = sum(layer["seconds"]["fit"] for layer in per_layer.values())
-    seconds["label"] = sum(layer["seconds"]["label"] for layer in per_layer.values())
     seconds["montage"] = time.perf_counter() - drawing
-    seconds["total"] = time.perf_counter() - began
-    summary = summarise(store, done, labelled, per_layer, seconds, stored=not no_store) | reported
-    write_json(out / "summary.json", summary)
-    return summary
+    return write_summary()
 
 
 def extract_anew(

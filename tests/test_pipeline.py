@@ -16,10 +16,11 @@ from rich.console import Console
 from test_images import photograph
 
 import fastclust
-from fastclust import console, demo, weights
+from fastclust import console, demo, labels, picture, pipeline, weights
 from fastclust import extract as extracting
 from fastclust.layer_fit import fit_layer
 from fastclust.store import open_store
+from fastclust.views import atlas
 
 LAYERS = ("1", "features.12")
 
@@ -98,6 +99,46 @@ def test_the_montage_has_a_column_a_layer_and_says_when_weights_are_random(made:
     assert montage.width > 3 * 200
     wash = (np.array(montage) == (0xFD, 0xEE, 0xE6)).all(axis=2)  # the colour behind the note
     assert wash.sum() > 1000
+
+
+@pytest.mark.parametrize("command", ["run", "atlas"])
+def test_an_input_that_cannot_be_read_at_the_end_is_grey_and_named(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, notes = photographs(tmp_path / "images", 3), list[str]()
+
+    def montage(inputs: Any, columns: Any, **words: Any) -> Image.Image:
+        notes.append(words["note"])
+        assert [bool((pixels == 217).all()) for pixels in inputs] == [False, True, True]
+        return drawn(inputs, columns, **words)
+
+    drawn, label = picture.montage, labels.label_layer
+    monkeypatch.setattr(picture, "montage", montage)
+
+    def label_and_lose(*given: Any, **words: Any) -> Any:
+        found = label(*given, **words)
+        (images / "1.png").unlink(missing_ok=True)
+        Image.new("RGB", (30, 90)).save(images / "2.png")
+        return found
+
+    monkeypatch.setattr(pipeline, "label_layer", label_and_lose)
+    monkeypatch.setattr(atlas, "label_layer", label_and_lose)
+    result = call(command, images, *SMALL, "--size", "full", "--out", tmp_path / "out")
+    assert (result.status, result.err) == (0, "")
+    assert notes[0].endswith("2 inputs cannot be read any more, and shown grey: 1, 2")
+    assert (tmp_path / "out" / {"run": "summary.json", "atlas": "atlas.json"}[command]).is_file()
+
+
+@pytest.mark.parametrize("command", ["run", "atlas"])
+def test_numbers_outlive_a_picture_that_fails(tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(picture, "montage", fail)
+    result = call(command, photographs(tmp_path / "images", 2), *SMALL, "--out", tmp_path / "out")
+    assert (result.status, result.err) == (1, "fastclust: no picture\n")
+    written = json.loads((tmp_path / "out" / {"run": "summary.json", "atlas": "atlas.json"}[command]).read_text())
+    assert len(written["layers"]) == 1
 
 
 def test_steps_give_the_labels_of_a_run(made: Path, tmp_path: Path) -> None:

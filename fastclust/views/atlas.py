@@ -24,12 +24,13 @@ from PIL import Image
 
 from fastclust import picture
 from fastclust.atomic import write_json, written_aside
-from fastclust.extract import find_images, input_image, list_layers
+from fastclust.extract import find_images, list_layers
 from fastclust.labels import Labels, Progress, even, label_image, label_layer, quiet
 from fastclust.layer_fit import check_mixture, fit_layer
 from fastclust.networks import Network
 from fastclust.pipeline import check_free, extract_anew, layers_of, outside
 from fastclust.plan import network_size, open_weights
+from fastclust.report import shown_inputs
 from fastclust.store import LayerRecord, Store, open_store
 from fastclust.views.plots import plot_clusters_in_use, save
 from fastclust.weights import missing
@@ -153,11 +154,11 @@ def draw_atlas(
         "layers_beyond_the_weights": beyond,
         "seconds": time.perf_counter() - began,
     }
+    write_json(out / "atlas.json", atlas)  # before the pictures, of which none is worth the numbers
     with written_aside(out / "atlas.png") as aside:
         _montage(store, labelled, records).save(aside, format="PNG")
     save(plot_clusters_in_use(atlas), out / "clusters_in_use.png")
     progress("draw", 1, 1, "")
-    write_json(out / "atlas.json", atlas)
     return atlas
 
 
@@ -177,8 +178,8 @@ def _mixture_of(record: LayerRecord, n_rows: int, mixture: dict[str, Any]) -> di
 def _montage(store: Store, layers: Sequence[Labels], records: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Draw inputs and label images, so many layers in a band, one band below the other."""
     places = [place for place in even(len(store.finished), ROWS) if place in layers[0].shown]
-    images = [store.images[store.finished[place]] for place in places]
-    inputs = [input_image(image, store.provenance) for image in images]
+    names = [store.images[store.finished[place]].name for place in places]
+    inputs, unreadable = shown_inputs(store, places)
     columns = []
     for labels, record in zip(layers, records, strict=True):
         shown = [picture.paint(labels.shown[place], labels.colours) for place in places]
@@ -186,8 +187,7 @@ def _montage(store: Store, layers: Sequence[Labels], records: Sequence[Mapping[s
         columns.append(picture.Column(labels.layer.name, shown, _said(record), notes))
     bands = []
     for low in range(0, len(columns), ACROSS):
-        title, note = (_title(store), _note(store, len(places))) if not low else (None, None)
-        names = [image.name for image in images]
+        title, note = (_title(store), _note(store, len(places), unreadable)) if not low else (None, None)
         bands.append(picture.montage(inputs, columns[low : low + ACROSS], title=title, note=note, row_names=names))
     page = Image.new("RGB", (max(band.width for band in bands), sum(band.height for band in bands)), picture.PAPER)
     top = 0
@@ -208,10 +208,10 @@ def _title(store: Store) -> str:
     return f"{store.provenance['model']}: clusters of every weight layer"
 
 
-def _note(store: Store, shown: int) -> str | None:
+def _note(store: Store, shown: int, unreadable: Sequence[str]) -> str | None:
     notes = []
     if store.provenance["weights"] == "random":
         notes.append(f"Random weights (seed {store.provenance['seed']}): these are not learned features.")
     if shown < len(store.finished):
         notes.append(f"{shown} of {len(store.finished)} images are shown.")
-    return " ".join(notes) or None
+    return " ".join([*notes, *unreadable]) or None

@@ -28,6 +28,7 @@ from fastclust.labels import Progress, even, quiet
 from fastclust.networks import Network
 from fastclust.plan import network_size
 from fastclust.receptive import receptive_fields
+from fastclust.report import unreadable_note
 from fastclust.saved import load_layer
 from fastclust.store import Store, open_store
 from fastclust.views.embed import packed, pictures
@@ -179,7 +180,5 @@ def _notes(store: Store, found: Survey, places: Sequence[int], most: int, unread
     if most < EXEMPLARS:
         notes.append(f"At most {most} exemplars of a cluster are shown, to keep the file below {BUDGET // 10**6} MB.")
     if unreadable:
-        some = ", ".join(unreadable[:3]) + (" ..." if len(unreadable) > 3 else "")
-        what = "1 input" if len(unreadable) == 1 else f"{len(unreadable)} inputs"
-        notes.append(f"{what} cannot be read any more, and shown grey: {some}")
+        notes.append(unreadable_note(unreadable))
     return notes
