@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastclust.views.transfer import Transfer
 
 SUFFIXES = (".png", ".svg", ".pdf")
+SIDE = 448  # pixels of a picture's longer side, at most, where pictures stand side by side
 GAP = 4  # of a picture's width, in percent, between pictures
 Image = npt.NDArray[np.uint8]
 INK, SECOND, THIRD = "#1f5fa8", "#b5541c", "#2f7d4f"  # lines, of which no two differ by colour alone
@@ -300,9 +301,10 @@ def plot_agreement(
     """Draw X's label images, Y's in X's colours, and where they differ, an image a row.
 
     rows: a name and three pictures (h, w, 3) uint8 of one size each, as `fastclust.views.agreement.pictures` yields
-    them. names: of X and Y. Raises ValueError where there are no rows.
+    them; those of more than SIDE pixels a side are reduced to that, by nearest neighbour. names: of X and Y.
+    Raises ValueError where there are no rows.
     """
-    drawn = list(rows)
+    drawn = [(name, _reduced(one), _reduced(other), _reduced(where)) for name, one, other, where in rows]
     if not drawn:
         raise ValueError("no images to draw: expected at least one")
     gap = GAP * max(pictures[0].shape[1] for _, *pictures in drawn) // 100 + 1
@@ -332,3 +334,11 @@ def plot_agreement(
     for spine in ax.spines.values():
         spine.set_visible(False)
     return ax
+
+
+def _reduced(picture: Image) -> Image:
+    """Return a picture (h, w, 3) of at most SIDE pixels a side: matplotlib takes forty bytes of memory for a pixel."""
+    sides = picture.shape[:2]
+    scale = min(1.0, SIDE / max(sides))
+    rows, columns = (np.arange(max(1, round(side * scale))) * side // max(1, round(side * scale)) for side in sides)
+    return picture if scale == 1 else picture[rows[:, None], columns]
