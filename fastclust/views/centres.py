@@ -59,7 +59,7 @@ from fastclust.views.regions import Centre, centres, foreground, unit_area
 MIN_AREA = 25.0  # pixels of the input
 DISTANCE = 6.0  # pixels of the input: a nucleus's radius at half a micrometre a pixel, as in tiles of 40x at half size
 JUDGED = 32  # images that the rule sees, at most, evenly spread
-LEAST = 448  # pixels of a picture's shorter side, at least
+LEAST, MOST = 448, 4096  # pixels of a picture: its shorter side is enlarged to LEAST, but its longer not beyond MOST
 FEW = 8  # clusters that the page names
 WRITTEN = ("centres", "centres.csv", "centres.png", "detection.json")
 
@@ -149,7 +149,8 @@ def find_centres(
         field = fields(*image.input_size)
         rows[index] = centres(labels, chosen, field, min_area)
         pixels = _read(image, store.provenance)
-        enlarged = max(1, math.ceil(LEAST / min(pixels.shape[:2])))
+        short, long = sorted(pixels.shape[:2])
+        enlarged = max(1, min(math.ceil(LEAST / short), MOST // long))
         _write_png(out / "centres" / f"{image.name}.png", marked(pixels, rows[index], colours, enlarged))
         if index in shown:
             drawn[image.name] = side_by_side(pixels, labels, chosen, rows[index], colours)
