@@ -263,6 +263,21 @@ def test_switching_layers(report: Report) -> None:
     assert named.startswith(f"{LAYERS[2]}, cluster {cell(report.labels[3][2], 0.5, 0.5)}:")
 
 
+def test_an_input_names_clusters_of_a_label_image_that_was_never_in_sight(opened: Any, reported: Path) -> None:  # noqa: F811
+    window(opened, 400, 200)
+    visit(opened, reported / "report.html")
+    report = Report(opened, reported / "report.html")
+    hide = "document.querySelector('#image-4 .tile[data-layer=\"2\"]').style.display = 'none'; choose(2)"
+    opened.execute_script(hide)
+    expected = f"{LAYERS[2]}, cluster {cell(report.labels[4][2], 0.25, 0.75)}:"
+    assert not opened.execute_script("return tiles.some((one) => one.image === 4 && one.layer === 2 && one.labels)")
+    report.move(4, None, 0.25, 0.75).perform()
+    WebDriverWait(opened, 5).until(lambda one: report.status.startswith(expected))
+    report.move(4, None, 0.25, 0.75).click().perform()
+    WebDriverWait(opened, 5).until(lambda one: one.find_element(By.ID, "release").is_displayed())
+    assert report.status.startswith(expected)
+
+
 def test_with_the_keyboard_alone(report: Report) -> None:
     frame = report.frame(0, 0)
     report.browser.execute_script("arguments[0].focus()", report.frame(0, None))
