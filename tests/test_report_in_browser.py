@@ -278,6 +278,21 @@ def test_an_input_names_clusters_of_a_label_image_that_was_never_in_sight(opened
     assert report.status.startswith(expected)
 
 
+def test_the_focus_stays_in_sight(report: Report) -> None:
+    focused = lambda: report.browser.switch_to.active_element  # noqa: E731
+    button = report.browser.find_element(By.CSS_SELECTOR, "#panel-0 dd .light[data-layer='1']")
+    cluster = button.get_attribute("data-cluster")
+    button.send_keys(Keys.ENTER)
+    assert report.browser.find_element(By.ID, "panel-1").is_displayed()
+    assert focused() == report.browser.find_element(By.CSS_SELECTOR, f"#card-1-{cluster} h4 button")
+    for leave in (Keys.ENTER, Keys.ESCAPE):
+        release = report.browser.find_element(By.ID, "release")
+        release.send_keys(leave)
+        assert not release.is_displayed()
+        assert focused() == report.browser.find_element(By.ID, "blend")
+        report.browser.find_element(By.CSS_SELECTOR, f"#card-1-{cluster} h4 button").send_keys(Keys.ENTER)
+
+
 def test_with_the_keyboard_alone(report: Report) -> None:
     frame = report.frame(0, 0)
     report.browser.execute_script("arguments[0].focus()", report.frame(0, None))

@@ -105,8 +105,18 @@ function point(cluster) {
 function pin(cluster) { // again: let go
   state.pinned = same(state.pinned, cluster) ? null : cluster;
   state.pointed = null;
+  const focused = document.activeElement;
   if (state.pinned) choose(state.pinned.layer);
   light();
+  if (focused.closest(".panel[hidden]")) toCard(); // what had the focus is hidden
+}
+
+function toCard() { // of the cluster that is kept lit
+  const { layer, cluster } = state.pinned;
+  choose(layer);
+  const card = byId(`card-${layer}-${cluster}`);
+  card.scrollIntoView({ block: "center" });
+  card.querySelector("button").focus({ preventScroll: true });
 }
 
 function choose(layer) {
@@ -304,14 +314,14 @@ byId("theme").addEventListener("change", (event) => {
   if (event.target.value) page.dataset.theme = event.target.value;
   else delete page.dataset.theme;
 });
-byId("card").addEventListener("click", () => {
-  const { layer, cluster } = state.pinned;
-  choose(layer);
-  const card = byId(`card-${layer}-${cluster}`);
-  card.scrollIntoView({ block: "center" });
-  card.querySelector("button").focus({ preventScroll: true });
-});
-const release = () => { state.pinned = null; point(null); light(); };
+byId("card").addEventListener("click", toCard);
+function release() {
+  const focused = document.activeElement;
+  state.pinned = null;
+  point(null);
+  light();
+  if (focused.hidden) byId("blend").focus(); // what had the focus is hidden
+}
 byId("release").addEventListener("click", release);
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
