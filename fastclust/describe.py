@@ -22,8 +22,8 @@ def describe(path: Path) -> Iterator[str]:
         parts = [path / name for name in ("summary.json", "features.h5") if (path / name).is_file()]
         if not parts:
             raise ValueError(f"{path} is a folder without a summary.json: expected a file, or the folder of a run")
-        if parts[0].name == "features.h5":
-            yield f"{path}: a run that has not ended; `fastclust run --resume` goes on"
+        if parts[0].name == "features.h5" and not (path / "atlas.json").is_file():
+            yield f"{path}: a run that has not ended; `fastclust run --resume`, or `atlas --resume`, goes on"
         path = parts[0]
     if path.suffix == ".json":
         yield from _summary(path)

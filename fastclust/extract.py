@@ -26,12 +26,21 @@ from fastclust.group import ALONE, Group
 from fastclust.images import find_images
 from fastclust.networks import LayerInfo, list_layers, list_models
 from fastclust.plan import check_file, check_same, make_plan, plan_images
-from fastclust.reader import read_image
+from fastclust.reader import UNREADABLE, read_image
 from fastclust.repair import repair
 from fastclust.store import DONE, LEFT_OUT, PENDING, ImageRecord, LayerRecord, open_store
 from fastclust.writer import StoreWriter, create_store
 
-__all__ = ["ExtractReport", "LayerInfo", "extract", "find_images", "input_image", "list_layers", "list_models"]
+__all__ = [
+    "ExtractReport",
+    "LayerInfo",
+    "extract",
+    "find_images",
+    "input_image",
+    "list_layers",
+    "list_models",
+    "shown_image",
+]
 
 PARTS = ("decode", "forward", "write", "waited_for_decoding", "waited_for_disk", "stream", "total")
 
@@ -162,6 +171,20 @@ def extract(
 def input_image(record: ImageRecord, provenance: dict[str, Any]) -> NDArray[np.uint8]:
     """Read what the network saw of an image, before normalisation: (H, W, 3) uint8. Raises OSError, ValueError."""
     return read_image(record.path, provenance["transform"])
+
+
+def shown_image(record: ImageRecord, provenance: dict[str, Any]) -> tuple[NDArray[np.uint8], bool]:
+    """Read what the network saw of an image for a picture, and say whether it can be read: where not, it is grey.
+
+    A file that is gone, broken, or of another size by now is no reason to lose a picture of all the others.
+    """
+    try:
+        pixels = input_image(record, provenance)
+    except UNREADABLE:
+        pixels = np.empty((0, 0, 3), dtype=np.uint8)
+    if pixels.shape[:2] == tuple(record.input_size):
+        return pixels, True
+    return np.full((*record.input_size, 3), 217, dtype=np.uint8), False
 
 
 def _reserve(path: Path) -> None:

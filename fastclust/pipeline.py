@@ -26,12 +26,13 @@ from fastclust.atomic import write_json
 from fastclust.extract import ExtractReport, extract, find_images
 from fastclust.labels import Progress, label_layer, quiet, remove_empty, remove_labels
 from fastclust.layer_fit import check_mixture, check_rows, fit_layer
-from fastclust.live import LiveStore, open_live
+from fastclust.live import open_live
 from fastclust.report import draw_montage, summarise, summarise_layer
 from fastclust.store import LayerRecord, Store, open_store
 from fastclust.views.page import write_report
 
-DRAWN = ("summary.json", "montage.png", "report.html")  # what tells of a whole run
+DRAWN = ("summary.json", "montage.png", "report.html", "atlas.json", "atlas.png", "clusters_in_use.png")
+"""What tells of a whole run, or of a whole atlas (`fastclust.views.atlas`)."""
 
 
 def run(
@@ -63,17 +64,24 @@ def run(
     found = outside(find_images(images), out)
     check_free(out, layers, resume or overwrite)
     before = layers_of(out)
+
+    def check(planned: Sequence[LayerRecord]) -> None:
+        for record in planned:
+            check_rows(record, record.n_rows, mixture["n_components"])
+
     with ExitStack() as opened:
         store: Store
         if no_store:
-            store = opened.enter_context(_open_live(found, out, layers, extraction, mixture, progress))
-            done = store.report
+            progress("read", 0, None, "images")
+            with new_folder(out):
+                live = open_live(found, layers=layers, progress=_told(progress, "read"), check=check, **extraction)
+            store, done = opened.enter_context(live), live.report
+            forget_run(out, before)
+            (out / "features.h5").unlink(missing_ok=True)
         else:
-            done = _extract(found, out, layers, extraction, mixture, resume, overwrite, progress)
+            done = extract_anew(found, out, before, check, progress, layers, resume, overwrite, extraction)
             store = open_store(out / "features.h5")
         seconds = {"extract": done.seconds["total"]}
-        for layer in before:
-            remove_results(out / layer)
         labelled, per_layer = [], {}
         for layer in layers:
             model, fitting = fit_layer([store], layer, mixture, progress)
@@ -81,92 +89,77 @@ def run(
             model.save(out / layer / "model.h5")
             labelled.append(label_layer(store, layer, model, out / layer, progress))
             per_layer[layer] = summarise_layer(labelled[-1], fitting)
+        seconds["fit"] = sum(layer["seconds"]["fit"] for layer in per_layer.values())
+        seconds["label"] = sum(layer["seconds"]["label"] for layer in per_layer.values())
         reported: dict[str, Any] = {}
+
+        def write_summary() -> dict[str, Any]:
+            seconds["total"] = time.perf_counter() - began
+            summary = summarise(store, done, labelled, per_layer, seconds, stored=not no_store) | reported
+            write_json(out / "summary.json", summary)
+            return summary
+
+        write_summary()  # before the pictures, of which none is worth the numbers
         if report:
             reporting = time.perf_counter()
             models = {labels.layer.name: labels.model for labels in labelled}
-            reported = {"report": write_report(store, models, out / "report.html", progress)}
+            reported["report"] = write_report(store, models, out / "report.html", progress)
             seconds["report"] = time.perf_counter() - reporting
     drawing = time.perf_counter()
     progress("montage", 0, 1, "")
     draw_montage(store, labelled, out / "montage.png")
     progress("montage", 1, 1, "")
-    seconds["fit"] = sum(layer["seconds"]["fit"] for layer in per_layer.values())
-    seconds["label"] = sum(layer["seconds"]["label"] for layer in per_layer.values())
     seconds["montage"] = time.perf_counter() - drawing
-    seconds["total"] = time.perf_counter() - began
-    summary = summarise(store, done, labelled, per_layer, seconds, stored=not no_store) | reported
-    write_json(out / "summary.json", summary)
-    return summary
+    return write_summary()
 
 
-def _extract(
+def extract_anew(
     images: Sequence[Path],
     out: Path,
+    before: Sequence[str],
+    check: Callable[[Sequence[LayerRecord]], None],
+    progress: Progress,
     layers: Sequence[str],
-    extraction: dict[str, Any],
-    mixture: dict[str, Any],
     resume: bool,
     overwrite: bool,
-    progress: Progress,
+    extraction: dict[str, Any],
 ) -> ExtractReport:
-    """Extract to out/features.h5; the montage and the summary of an earlier run go as soon as they are untrue."""
+    """Extract to out/features.h5; what came from the features before goes first, once all input is found good.
 
-    def advance(images_done: int, total: int, rate: str) -> None:
-        forget(out, *DRAWN)
-        progress("extract", images_done, total, rate)
+    check: refuses layers. before: layers of the earlier run. All else, and what is raised, as of `run`.
+    """
+
+    def begin(planned: Sequence[LayerRecord]) -> None:
+        check(planned)
+        forget_run(out, before)
 
     progress("extract", 0, None, "images")
     with new_folder(out):
-        done = extract(
+        return extract(
             images,
             out=out / "features.h5",
             layers=layers,
             resume=resume,
             overwrite=overwrite,
-            progress=advance,
-            check=_check_layers(mixture),
+            progress=_told(progress, "extract"),
+            check=begin,
             **extraction,
         )
-    forget(out, *DRAWN)
-    return done
 
 
-def _open_live(
-    images: Sequence[Path],
-    out: Path,
-    layers: Sequence[str],
-    extraction: dict[str, Any],
-    mixture: dict[str, Any],
-    progress: Progress,
-) -> LiveStore:
-    """Open what computes features when they are asked for; a store of an earlier run goes."""
-    progress("read", 0, None, "images")
-    with new_folder(out):
-        live = open_live(
-            images,
-            layers=layers,
-            progress=lambda done, total, remark: progress("read", done, total, remark),
-            check=_check_layers(mixture),
-            **extraction,
-        )
-    forget(out, *DRAWN, "features.h5")
-    return live
+def _told(progress: Progress, step: str) -> Callable[[int, int, str], None]:
+    return lambda done, total, remark: progress(step, done, total, remark)
 
 
-def _check_layers(mixture: dict[str, Any]) -> Callable[[Sequence[LayerRecord]], None]:
-    """Return what refuses layers with too few rows for the mixture."""
+def forget_run(out: Path, before: Sequence[str]) -> None:
+    """Remove what an earlier run or atlas left but for its features: what tells of it, and the results of its layers.
 
-    def check(planned: Sequence[LayerRecord]) -> None:
-        for record in planned:
-            check_rows(record, record.n_rows, mixture["n_components"])
-
-    return check
-
-
-def forget(out: Path, *names: str) -> None:
-    for name in names:
+    It goes before the features do: a command that is killed leaves no model beside features of other images.
+    """
+    for name in DRAWN:
         (out / name).unlink(missing_ok=True)
+    for layer in before:
+        remove_results(out / layer)
 
 
 @contextmanager

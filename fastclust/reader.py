@@ -22,6 +22,8 @@ from PIL import Image, ImageOps
 # What Pillow raises on files that are not images, or are broken ones.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
+ELONGATED = 16  # times as long as wide
+
 Decoded = tuple[NDArray[np.uint8] | str, float]
 """An image (H, W, 3), or why there is none, and the seconds that took."""
 
@@ -46,13 +48,22 @@ def read_image(path: str, transform: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 def fit(image: Any, transform: Mapping[str, Any], interpolation: str) -> Any:
-    """Resize and crop an upright Pillow image as a transform says; interpolation: that of Pillow's with this name."""
+    """Resize and crop an upright Pillow image as a transform says; interpolation: that of Pillow's with this name.
+
+    Of a very elongated image only what is kept is resized: one of 1 x 5000 pixels would take a gigabyte. Pillow has
+    the edges of that in float32, so a value may then be off by one, or two with bicubic interpolation.
+    """
     if transform["resize"] is None:
         return image
     (height, width), (top, left) = placement((image.height, image.width), transform)
+    side, how = transform["crop"], Image.Resampling[interpolation.upper()]
+    if max(width, height) > ELONGATED * min(width, height):
+        across, down = image.width / width, image.height / height
+        rows = image.resize((side, image.height), how, (left * across, 0, (left + side) * across, image.height))
+        return rows.resize((side, side), how, (0, top * down, side, (top + side) * down))
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling[interpolation.upper()])
-    return image.crop((left, top, left + transform["crop"], top + transform["crop"]))
+        image = image.resize((width, height), how)
+    return image.crop((left, top, left + side, top + side))
 
 
 def placement(size: tuple[int, int], transform: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:

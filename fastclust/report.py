@@ -6,17 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastclust import machine, picture
 from fastclust.atomic import written_aside
-from fastclust.extract import ExtractReport, input_image
+from fastclust.extract import ExtractReport, shown_image
 from fastclust.labels import SHOWN, Labels, even
 from fastclust.store import Store
+
+
+def shown_inputs(store: Store, places: Sequence[int]) -> tuple[list[NDArray[np.uint8]], list[str]]:
+    """Return the inputs (H, W, 3) at these places among the finished images, and notes on those that are grey."""
+    records = [store.images[store.finished[place]] for place in places]
+    read = [shown_image(record, store.provenance) for record in records]
+    grey = [record.name for record, (_, readable) in zip(records, read, strict=True) if not readable]
+    return [pixels for pixels, _ in read], [unreadable_note(grey)] if grey else []
+
+
+def unreadable_note(names: Sequence[str]) -> str:
+    """Say which inputs a picture shows grey."""
+    some = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    what = "1 input" if len(names) == 1 else f"{len(names)} inputs"
+    return f"{what} cannot be read any more, and shown grey: {some}"
 
 
 def draw_montage(store: Store, layers: Sequence[Labels], path: Path) -> None:
     """Write the montage: inputs first, then a column a layer, clusters in use above it and below each image."""
     shown = even(len(store.finished), SHOWN)
-    records = [store.images[store.finished[place]] for place in shown]
+    inputs, unreadable = shown_inputs(store, shown)
     columns = [
         picture.Column(
             name=labels.layer.name,
@@ -33,11 +51,11 @@ def draw_montage(store: Store, layers: Sequence[Labels], path: Path) -> None:
     if len(shown) < len(store.finished):
         notes.append(f"{len(shown)} of {len(store.finished)} images are shown.")
     page = picture.montage(
-        [input_image(record, provenance) for record in records],
+        inputs,
         columns,
         title=f"{provenance['model']}: clusters of feature-map pixels",
-        note=" ".join(notes) or None,
-        row_names=[record.name for record in records],
+        note=" ".join(notes + unreadable) or None,
+        row_names=[store.images[store.finished[place]].name for place in shown],
     )
     with written_aside(path) as aside:
         page.save(aside, format="PNG")

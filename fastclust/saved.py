@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from fastclust import model_file
 from fastclust.drop_in import BayesianGaussianMixture
@@ -29,3 +30,16 @@ def load(path: str | os.PathLike[str]) -> DPGMM | BayesianGaussianMixture:
         if attribute.endswith("_") and not hasattr(kind, attribute):  # fitted attributes only, whatever the file says
             setattr(model, attribute, value)
     return model
+
+
+def load_layer(folder: Path, layer: str) -> DPGMM | BayesianGaussianMixture:
+    """Return the mixture of a layer that `fastclust run` or `fastclust atlas` left in a folder.
+
+    Raises as `load`; FileNotFoundError where it is not there, with the command that goes on.
+    """
+    path = folder / layer / "model.h5"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: the run has not ended; `fastclust run --resume`, or `atlas --resume`, goes on"
+        )
+    return load(path)

@@ -177,6 +177,17 @@ def test_a_picture_of_images_of_all_sizes(tmp_path: Path) -> None:
         plot_agreement([])
 
 
+def test_pictures_of_large_images_are_reduced_alike() -> None:
+    noise = np.random.default_rng(0).integers(256, size=(1200, 1600, 3), dtype=np.uint8)
+    page = np.asarray(
+        plot_agreement([("large", noise, noise, noise), ("thin", *[noise[:1]] * 3)]).images[0].get_array()
+    )
+    assert page.shape[0] < 400 and page.shape[1] < 1400
+    left = page[:336, :448].astype(int)
+    assert (left == page[:336, -448:]).all()
+    assert set(map(tuple, left.reshape(-1, 3))) <= set(map(tuple, noise.reshape(-1, 3))), "no colours are mixed"
+
+
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     one = labels((20, 20), 4)
     x, y = write(tmp_path / "x", [one, one]), write(tmp_path / "y", [noisy(one, 0.2), one])

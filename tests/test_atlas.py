@@ -94,6 +94,28 @@ def test_dense_layers_have_a_point_an_image_and_their_own_concentration(tmp_path
     assert (tmp_path / "out" / "fc" / "labels.csv").is_file()
 
 
+def test_a_layer_of_one_row_is_passed_over_and_refused_where_it_is_named(tmp_path: Path):
+    images = photographs(tmp_path / "images", 1)
+    words = ("--model", "resnet18", "--weights", "random", "--size", "64", "--components", "3", "--seeds", "1")
+    command = ("atlas", images, *words, "--max-iter", "2", "--out", tmp_path / "out")
+    refused = call(*command, "--layer", "relu", "--layer", "fc")
+    assert (refused.status, refused.out) == (1, "")
+    assert "one row has no clusters, and there is no more of fc: give more images" in refused.err
+    assert not (tmp_path / "out").exists()
+    assert "no more of relu, fc" in call(*command, "--layer", "relu", "--layer", "fc", "--rows", "1").err
+    done = call(*command)
+    assert done.status == 0, done.err
+    assert "passed over, since one row has no clusters: fc\n" in done.out
+    atlas = json.loads((tmp_path / "out" / "atlas.json").read_text())
+    assert atlas["layers_of_one_row"] == ["fc"]
+    assert [layer["name"] for layer in atlas["layers"]] == weight_layers("resnet18")[:-1]
+    assert (tmp_path / "out" / "atlas.png").is_file()
+    assert "not ended" not in call("inspect", tmp_path / "out").out
+    reported = call("report", tmp_path / "out")
+    assert reported.status == 0, reported.err
+    assert "Not shown, since one point has no clusters: fc." in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_the_folder_is_one_that_a_report_reads(drawn: Path):
     done = call("report", drawn)
     assert done.status == 0, done.err

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.measure import label as connected
 from skimage.measure import regionprops
+from test_images import photograph
 
 import fastclust
 from fastclust.labels import label_image
@@ -276,6 +277,21 @@ def test_with_masks_it_says_how_well_cells_are_found(made: Path, tmp_path: Path)
     assert result.out.splitlines()[1].startswith("0: 1 centres, 2 cells, ")
     assert result.out.splitlines()[-1] == f"{plot}: precision, recall and F1 by image"
     assert "<svg" in plot.read_text()
+
+
+def test_an_image_may_be_called_all_and_be_very_long(tmp_path: Path) -> None:
+    images = photographs(tmp_path / "images", 1)
+    Image.fromarray(photograph(8, 3000, 0)).save(images / "all.png")
+    (tmp_path / "masks").mkdir()
+    for name, size in (("0", (70, 90)), ("all", (8, 3000))):
+        Image.fromarray(np.ones(size, dtype=np.uint8)).save(tmp_path / "masks" / f"{name}_mask.png")
+    words = (*NETWORK, "--size", "full", *MIXTURE, "--layer", "1", "--out", tmp_path / "out")
+    assert call("run", images, *words).status == 0
+    result = call("centres", tmp_path / "out", "--masks", tmp_path / "masks", "--out", tmp_path / "found")
+    assert (result.status, result.err) == (0, "")
+    assert [line.split(": ")[0] for line in result.out.splitlines()[1:]] == ["0", "all", "all"]
+    sizes = [Image.open(tmp_path / "found" / "centres" / f"{name}.png").size for name in ("0", "all")]
+    assert sizes == [(630, 490), (3000, 8)]
 
 
 BAD: dict[str, tuple[str, str]] = {

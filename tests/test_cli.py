@@ -448,6 +448,28 @@ def test_sigint_ends_a_running_process_with_130(tmp_path: Path) -> None:
     assert len(open_store(store).finished) >= 1
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="runs scripts")
+@pytest.mark.parametrize(("script", "calls"), [("figure2", 3), ("figure3", 3)])
+def test_a_figure_is_drawn_whole_where_an_image_is_left_out(tmp_path: Path, script: str, calls: int) -> None:
+    root, data = Path(__file__).parent.parent, tmp_path / "data"
+    for folder, name in (("bsds500/val", "1.jpg"), ("histology", "2.png")):
+        (data / "images" / folder).mkdir(parents=True)
+        (data / "images" / folder / name).touch()
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(root / "scripts" / script, tmp_path / "scripts")
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    fastclust = tmp_path / ".venv" / "bin" / "fastclust"
+    fastclust.write_text('#!/bin/sh\necho "$1" >> "$(dirname "$0")/calls"\nexit 3\n')
+    fastclust.chmod(0o755)
+    (tmp_path / ".venv" / "ready").touch()
+    os.utime(tmp_path / "pyproject.toml", (0, 0))
+    command = ["bash", tmp_path / "scripts" / script, tmp_path / "out"]
+    result = subprocess.run(command, env={**os.environ, "FASTCLUST_DATA": str(data)}, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len((fastclust.parent / "calls").read_text().splitlines()) == calls
+
+
 @pytest.mark.parametrize("word", ["--help", "--version"])
 def test_a_reader_that_has_left_is_no_traceback(word: str) -> None:
     reader, writer = os.pipe()

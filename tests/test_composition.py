@@ -154,6 +154,18 @@ def test_chunks_of_tables_draw_as_many(monkeypatch):
     assert all((part.sum(axis=(1, 2)) == table.sum()).all() for part in by_groups)
 
 
+def test_permutations_are_told_as_they_are_drawn(monkeypatch):
+    monkeypatch.setattr(composition, "TABLES", 200)
+    clusters, told = np.arange(12) % 3, []
+    labels, groups = [f"label {n % 4}" for n in range(12)], [str(n) for n in range(12)]
+    agreement(clusters, labels, permutations=25, progress=lambda done, of: told.append((done, of)))
+    assert told == [(16, 25), (25, 25)]
+    told.clear()
+    agreement(clusters, labels, groups=groups, permutations=25, progress=lambda done, of: told.append((done, of)))
+    assert told[:2] == [(16, 50), (25, 50)]
+    assert told[-1] == (50, 50)
+
+
 def test_groups_that_are_clusters_of_their_own_do_not_prove_their_label():
     """Every patient's images are one cluster: by images that is no chance, by patients it says nothing of grades."""
     groups = [str(group) for group in np.repeat(np.arange(8), 20)]

@@ -20,7 +20,7 @@ from fastclust.images import (
     safe_names,
 )
 from fastclust.plan import make_transform
-from fastclust.reader import UNREADABLE, image_size, read_image
+from fastclust.reader import UNREADABLE, fit, image_size, read_image
 
 FULL: dict[str, Any] = {"resize": None, "crop": None}
 
@@ -79,6 +79,29 @@ def test_exif_orientation_is_honoured(tmp_path: Path, orientation: int) -> None:
         8: lambda a: np.rot90(a, 1),
     }[orientation](photograph())
     assert np.array_equal(read, turned)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(40, 60), (61, 40), (7, 100), (300, 19), (10, 160), (10, 161), (5000, 1), (3, 700)])
+def test_pixels_are_torchvisions_and_no_more_are_made_than_are_kept(
+    size: tuple[int, int], interpolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8))
+    made, resize = list[int](), Image.Image.resize
+
+    def watched(image: Image.Image, to: tuple[int, int], *given: Any) -> Image.Image:
+        made.append(to[0] * to[1])
+        return resize(image, to, *given)
+
+    for side, crop in ((73, 64), (64, 64)):
+        monkeypatch.setattr(Image.Image, "resize", watched)
+        found = np.asarray(fit(noise, {"resize": side, "crop": crop}, interpolation)).astype(int)
+        monkeypatch.undo()
+        how = transforms.InterpolationMode(interpolation)
+        whole = transforms.Compose([transforms.Resize(side, how), transforms.CenterCrop(crop)])(noise)
+        off = np.abs(found - np.asarray(whole)).max()
+        assert off == 0 if max(size) <= 16 * min(size) else off <= 2
+    assert max(made) <= max(73 * 73 * 17, 73 * max(size))
 
 
 def broken(folder: Path) -> list[Path]:

@@ -16,9 +16,11 @@ from rich.console import Console
 from test_images import photograph
 
 import fastclust
-from fastclust import console, demo, weights
+from fastclust import console, demo, labels, picture, pipeline, weights
+from fastclust import extract as extracting
 from fastclust.layer_fit import fit_layer
 from fastclust.store import open_store
+from fastclust.views import atlas
 
 LAYERS = ("1", "features.12")
 
@@ -97,6 +99,46 @@ def test_the_montage_has_a_column_a_layer_and_says_when_weights_are_random(made:
     assert montage.width > 3 * 200
     wash = (np.array(montage) == (0xFD, 0xEE, 0xE6)).all(axis=2)  # the colour behind the note
     assert wash.sum() > 1000
+
+
+@pytest.mark.parametrize("command", ["run", "atlas"])
+def test_an_input_that_cannot_be_read_at_the_end_is_grey_and_named(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, notes = photographs(tmp_path / "images", 3), list[str]()
+
+    def montage(inputs: Any, columns: Any, **words: Any) -> Image.Image:
+        notes.append(words["note"])
+        assert [bool((pixels == 217).all()) for pixels in inputs] == [False, True, True]
+        return drawn(inputs, columns, **words)
+
+    drawn, label = picture.montage, labels.label_layer
+    monkeypatch.setattr(picture, "montage", montage)
+
+    def label_and_lose(*given: Any, **words: Any) -> Any:
+        found = label(*given, **words)
+        (images / "1.png").unlink(missing_ok=True)
+        Image.new("RGB", (30, 90)).save(images / "2.png")
+        return found
+
+    monkeypatch.setattr(pipeline, "label_layer", label_and_lose)
+    monkeypatch.setattr(atlas, "label_layer", label_and_lose)
+    result = call(command, images, *SMALL, "--size", "full", "--out", tmp_path / "out")
+    assert (result.status, result.err) == (0, "")
+    assert notes[0].endswith("2 inputs cannot be read any more, and shown grey: 1, 2")
+    assert (tmp_path / "out" / {"run": "summary.json", "atlas": "atlas.json"}[command]).is_file()
+
+
+@pytest.mark.parametrize("command", ["run", "atlas"])
+def test_numbers_outlive_a_picture_that_fails(tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(picture, "montage", fail)
+    result = call(command, photographs(tmp_path / "images", 2), *SMALL, "--out", tmp_path / "out")
+    assert (result.status, result.err) == (1, "fastclust: no picture\n")
+    written = json.loads((tmp_path / "out" / {"run": "summary.json", "atlas": "atlas.json"}[command]).read_text())
+    assert len(written["layers"]) == 1
 
 
 def test_steps_give_the_labels_of_a_run(made: Path, tmp_path: Path) -> None:
@@ -187,6 +229,46 @@ def test_replacing_leaves_nothing_of_the_run_before(made: Path, tmp_path: Path) 
     )
     assert labels.status == 0
     assert contents(out / "1" / "labels") == contents(out / "3" / "labels")
+
+
+@pytest.mark.parametrize(("command", "refused"), [("run", ("--components", "9999")), ("atlas", ("--rows", "1"))])
+def test_stopped_while_it_replaces_it_leaves_nothing_of_the_features_before(
+    tmp_path: Path, command: str, refused: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, first = tmp_path / "out", photographs(tmp_path / "first", 1)
+    words = ("--layer", "1", *NETWORK, *MIXTURE, "--batch-size", "1", "--out", out)
+    assert call("run", first, *words, "--report").status == 0
+    before = contents(out)
+    more = photographs(tmp_path / "more", 3)
+    assert call(command, more, *words, "--overwrite", *refused).status == 1
+    assert contents(out) == before, "what is refused changes nothing"
+    write = extracting._write
+
+    def interrupt(writer: Any, rows: Any, reasons: Any) -> float:
+        if 1 in rows:
+            raise KeyboardInterrupt
+        return write(writer, rows, reasons)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extracting, "_write", interrupt)
+        assert call(command, more, *words, "--overwrite").status == 130
+    assert list(contents(out)) == ["features.h5"]
+    assert len(open_store(out / "features.h5").finished) == 1
+    for reader in ("report", "centres"):
+        result = call(reader, out, *(("--out", tmp_path / "c") if reader == "centres" else ()))
+        assert "model.h5 is not there: the run has not ended" in result.err
+
+
+def test_a_run_and_an_atlas_replace_each_other_whole(made: Path, tmp_path: Path) -> None:
+    out, words = tmp_path / "out", (made / "images", *NETWORK, *MIXTURE, "--out", tmp_path / "out", "--overwrite")
+    assert call("atlas", *words, "--layer", "1", "--seeds", "1").status == 0
+    assert call("run", *words, "--layer", "3").status == 0
+    assert {path.name for path in out.iterdir()} == {"3", "features.h5", "montage.png", "summary.json"}
+    assert call("atlas", *words, "--layer", "1", "--seeds", "1").status == 0
+    drawn = {"atlas.json", "atlas.png", "clusters_in_use.png"}
+    assert {path.name for path in out.iterdir()} == {"1", "features.h5"} | drawn
+    assert call("run", *words, "--layer", "3", "--no-store").status == 0
+    assert {path.name for path in out.iterdir()} == {"3", "montage.png", "summary.json"}
 
 
 def test_resuming_a_run_that_ended_gives_the_same(made: Path, tmp_path: Path) -> None:

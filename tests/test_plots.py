@@ -1,5 +1,6 @@
 """Plots: they show the model's numbers, return their Axes, and go to files that are there whole or not at all."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,19 @@ import pytest
 from command_line import call
 from conftest import blobs
 from matplotlib.figure import Figure
+from test_transfer import far
 
 from fastclust import DPGMM
-from fastclust.views.plots import new_axes, plot_bound, plot_weights, save
+from fastclust.views.plots import (
+    new_axes,
+    plot_agreement,
+    plot_bound,
+    plot_composition,
+    plot_detection,
+    plot_transfer,
+    plot_weights,
+    save,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +66,32 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         save(new_axes(), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 3
+
+
+ODD = r"x^{$ \foo$ 猫"
+PICTURE = np.zeros((4, 5, 3), dtype=np.uint8)
+SCORE = {"precision": 0.5, "recall": 0.5, "f1": 0.5}
+NAMED = {
+    "title": lambda: new_axes(title=ODD),
+    "composition": lambda: plot_composition([[3, 1], [0, 2]], [ODD, "b"]),
+    "detection": lambda: plot_detection({ODD: [SCORE]}),
+    "transfer": lambda: plot_transfer([far("relu1_2", [0.0], [0.5])], (ODD, ODD), "relu1_2"),
+    "agreement": lambda: plot_agreement([(ODD, PICTURE, PICTURE, PICTURE)], (ODD, ODD)),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_as_they_are(name: str, tmp_path: Path):
+    axes = NAMED[name]()
+    for suffix in (".png", ".svg", ".pdf"):
+        save(axes, tmp_path / f"plot{suffix}")
+    assert ODD in (tmp_path / "plot.svg").read_text(encoding="utf-8")
+
+
+def test_numbers_of_a_logarithmic_axis_are_still_formulas(model: DPGMM, tmp_path: Path):
+    save(plot_weights(model), tmp_path / "plot.svg")
+    assert "$" not in re.sub(r"<!--.*?-->", "", (tmp_path / "plot.svg").read_text())
 
 
 def test_the_command_plots_what_is_asked_for(model: DPGMM, tmp_path: Path):

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import chromium, visit, window
+from command_line import MIXTURE, NETWORK, call
+from PIL import Image
+from test_images import photograph
 from test_report_page import LAYERS, Page, reported  # noqa: F401 (a fixture)
 
 pytest.importorskip("selenium", reason="selenium is not installed: it drives the browser")
@@ -261,6 +264,57 @@ def test_switching_layers(report: Report) -> None:
     report.move(3, None, 0.5, 0.5).perform()
     assert report.status == named, "an input stands for the layer that is chosen"
     assert named.startswith(f"{LAYERS[2]}, cluster {cell(report.labels[3][2], 0.5, 0.5)}:")
+
+
+def test_an_input_names_clusters_of_a_label_image_that_was_never_in_sight(opened: Any, reported: Path) -> None:  # noqa: F811
+    window(opened, 400, 200)
+    visit(opened, reported / "report.html")
+    report = Report(opened, reported / "report.html")
+    hide = "document.querySelector('#image-4 .tile[data-layer=\"2\"]').style.display = 'none'; choose(2)"
+    opened.execute_script(hide)
+    expected = f"{LAYERS[2]}, cluster {cell(report.labels[4][2], 0.25, 0.75)}:"
+    assert not opened.execute_script("return tiles.some((one) => one.image === 4 && one.layer === 2 && one.labels)")
+    report.move(4, None, 0.25, 0.75).perform()
+    WebDriverWait(opened, 5).until(lambda one: report.status.startswith(expected))
+    report.move(4, None, 0.25, 0.75).click().perform()
+    WebDriverWait(opened, 5).until(lambda one: one.find_element(By.ID, "release").is_displayed())
+    assert report.status.startswith(expected)
+
+
+def test_the_focus_stays_in_sight(report: Report) -> None:
+    focused = lambda: report.browser.switch_to.active_element  # noqa: E731
+    button = report.browser.find_element(By.CSS_SELECTOR, "#panel-0 dd .light[data-layer='1']")
+    cluster = button.get_attribute("data-cluster")
+    button.send_keys(Keys.ENTER)
+    assert report.browser.find_element(By.ID, "panel-1").is_displayed()
+    assert focused() == report.browser.find_element(By.CSS_SELECTOR, f"#card-1-{cluster} h4 button")
+    for leave in (Keys.ENTER, Keys.ESCAPE):
+        release = report.browser.find_element(By.ID, "release")
+        release.send_keys(leave)
+        assert not release.is_displayed()
+        assert focused() == report.browser.find_element(By.ID, "blend")
+        report.browser.find_element(By.CSS_SELECTOR, f"#card-1-{cluster} h4 button").send_keys(Keys.ENTER)
+
+
+def test_images_that_are_long_or_tall_are_seen_whole(opened: Any, tmp_path: Path) -> None:
+    for name, size in (("long", (16, 800)), ("plain", (60, 80)), ("tall", (800, 16))):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(photograph(*size)).save(tmp_path / "images" / f"{name}.png")
+    words = (*NETWORK, "--size", "full", *MIXTURE, "--layer", "1", "--report", "--out", tmp_path / "out")
+    assert call("run", tmp_path / "images", *words).status == 0
+    window(opened, 1200, 900)
+    visit(opened, tmp_path / "out" / "report.html")
+    report = Report(opened, tmp_path / "out" / "report.html")
+    sizes = [tuple(report.frame(image, 0).size[side] for side in ("width", "height")) for image in range(3)]
+    assert sizes[0][1] == 32 and sizes[0][0] > 300
+    assert sizes[1][0] / sizes[1][1] == pytest.approx(80 / 60, abs=0.01)
+    assert sizes[2] == (32, 720)
+    for image, row, column in ((0, 0.6, 0.9), (2, 0.9, 0.6)):
+        report.move(image, 0, row, column).perform()
+        at = opened.execute_script("return views[arguments[0]].cross", image)
+        assert (at["y"], at["x"]) == pytest.approx((row, column), abs=1.5 / 32)
+        expected = f"1, cluster {cell(report.labels[image][0], at['y'], at['x'])}:"
+        WebDriverWait(opened, 5).until(lambda one, expected=expected: report.status.startswith(expected))
 
 
 def test_with_the_keyboard_alone(report: Report) -> None:

@@ -368,7 +368,7 @@ def test_what_is_no_run_is_refused(reported: Path, tmp_path: Path) -> None:
     result = call("report", reported)
     moved.rename(model)
     assert result.status == 1
-    assert "features.4/model.h5 is not there: the run has not ended" in result.err
+    assert "features.4/model.h5 is not there: the run has not ended; `fastclust run --resume`, or `atlas" in result.err
     assert call("report", reported, "--device", "gpu").status == 1
 
 

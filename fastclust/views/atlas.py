@@ -2,7 +2,7 @@
 
 One forward pass stores the features of all layers; each layer is then fitted once a seed. A cluster is in use where it
 is the most probable one of a pixel (of a dense layer, of an image). Where a layer has fewer rows than the mixture has
-components, its mixture has as many components as rows.
+components, its mixture has as many components as rows; a layer of one row, which has no clusters, is passed over.
 
 The folder of an atlas holds what a run's does for the first seed (`fastclust.pipeline`), so that `fastclust report`
 reads it, and
@@ -24,17 +24,17 @@ from PIL import Image
 
 from fastclust import picture
 from fastclust.atomic import write_json, written_aside
-from fastclust.extract import extract, find_images, input_image, list_layers
+from fastclust.extract import find_images, list_layers
 from fastclust.labels import Labels, Progress, even, label_image, label_layer, quiet
 from fastclust.layer_fit import check_mixture, fit_layer
 from fastclust.networks import Network
-from fastclust.pipeline import DRAWN, check_free, forget, layers_of, outside, remove_results
+from fastclust.pipeline import check_free, extract_anew, layers_of, outside
 from fastclust.plan import network_size, open_weights
+from fastclust.report import shown_inputs
 from fastclust.store import LayerRecord, Store, open_store
 from fastclust.views.plots import plot_clusters_in_use, save
 from fastclust.weights import missing
 
-OWN = ("atlas.png", "clusters_in_use.png", "atlas.json")
 DENSE_ALPHA = 0.1  # the paper's concentration for dense layers
 ROWS, ACROSS = 4, 9  # images in the montage, layers in a band of it
 
@@ -86,7 +86,8 @@ def draw_atlas(
     images, extraction, mixture, resume, overwrite: as of `fastclust.pipeline.run`; dense layers take a concentration
     of DENSE_ALPHA. layers: names, in order; without them, every weight layer that the weights cover. seeds: fits a
     layer, under mixture["random_state"] and the numbers after it. sample: rows that each fit takes, of all images.
-    Raises as `fastclust.pipeline.run`, ValueError also for fewer than one seed.
+    Raises as `fastclust.pipeline.run`, ValueError also for fewer than one seed, and where a layer that was named, or
+    every layer, has one row.
     """
     began = time.perf_counter()
     if seeds < 1:
@@ -100,26 +101,19 @@ def draw_atlas(
     names = list(layers or given)
     check_free(out, names, resume or overwrite)
     before = layers_of(out)
-    out.mkdir(parents=True, exist_ok=True)
-    progress("extract", 0, None, "images")
-    report = extract(
-        found,
-        out=out / "features.h5",
-        layers=names,
-        resume=resume,
-        overwrite=overwrite,
-        progress=lambda done, total, rate: progress("extract", done, total, rate),
-        **extraction,
-    )
-    forget(out, *DRAWN, *OWN)
-    for name in before:
-        remove_results(out / name)
+
+    def check(planned: Sequence[LayerRecord]) -> None:
+        _check_rows({record.name: min(record.n_rows, sample or record.n_rows) for record in planned}, bool(layers))
+
+    report = extract_anew(found, out, before, check, progress, names, resume, overwrite, extraction)
     store = open_store(out / "features.h5")
     labelled, records = list[Labels](), list[dict[str, Any]]()
-    for name in names:
+    n_rows = {name: sum(len(part) for part in store.rows(name)) for name in names}
+    _check_rows(n_rows, False)  # of images that could not be read there are none
+    single = [name for name in names if n_rows[name] < 2]
+    for name in (name for name in names if n_rows[name] > 1):
         record = store.layer(name)
-        n_rows = sum(len(part) for part in store.rows(name))
-        own = _mixture_of(record, min(n_rows, sample or n_rows), mixture)
+        own = _mixture_of(record, min(n_rows[name], sample or n_rows[name]), mixture)
         fits: list[dict[str, Any]] = []
         for seed in range(mixture["random_state"], mixture["random_state"] + seeds):
             fitted, seconds = fit_layer([store], name, own | {"random_state": seed}, progress, sample=sample)
@@ -156,15 +150,23 @@ def draw_atlas(
         "alpha_of_dense_layers": DENSE_ALPHA,
         "rows_fitted_at_most": sample,
         "layers": records,
+        "layers_of_one_row": single,
         "layers_beyond_the_weights": beyond,
         "seconds": time.perf_counter() - began,
     }
+    write_json(out / "atlas.json", atlas)  # before the pictures, of which none is worth the numbers
     with written_aside(out / "atlas.png") as aside:
         _montage(store, labelled, records).save(aside, format="PNG")
     save(plot_clusters_in_use(atlas), out / "clusters_in_use.png")
     progress("draw", 1, 1, "")
-    write_json(out / "atlas.json", atlas)
     return atlas
+
+
+def _check_rows(n_rows: Mapping[str, int], all_needed: bool) -> None:
+    """Refuse where all layers, or any of them where all are needed, have one row. Raises ValueError."""
+    single = [name for name, n in n_rows.items() if n < 2]
+    if single and (all_needed or len(single) == len(n_rows)):
+        raise ValueError(f"one row has no clusters, and there is no more of {', '.join(single)}: give more images")
 
 
 def _mixture_of(record: LayerRecord, n_rows: int, mixture: dict[str, Any]) -> dict[str, Any]:
@@ -176,8 +178,8 @@ def _mixture_of(record: LayerRecord, n_rows: int, mixture: dict[str, Any]) -> di
 def _montage(store: Store, layers: Sequence[Labels], records: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Draw inputs and label images, so many layers in a band, one band below the other."""
     places = [place for place in even(len(store.finished), ROWS) if place in layers[0].shown]
-    images = [store.images[store.finished[place]] for place in places]
-    inputs = [input_image(image, store.provenance) for image in images]
+    names = [store.images[store.finished[place]].name for place in places]
+    inputs, unreadable = shown_inputs(store, places)
     columns = []
     for labels, record in zip(layers, records, strict=True):
         shown = [picture.paint(labels.shown[place], labels.colours) for place in places]
@@ -185,8 +187,7 @@ def _montage(store: Store, layers: Sequence[Labels], records: Sequence[Mapping[s
         columns.append(picture.Column(labels.layer.name, shown, _said(record), notes))
     bands = []
     for low in range(0, len(columns), ACROSS):
-        title, note = (_title(store), _note(store, len(places))) if not low else (None, None)
-        names = [image.name for image in images]
+        title, note = (_title(store), _note(store, len(places), unreadable)) if not low else (None, None)
         bands.append(picture.montage(inputs, columns[low : low + ACROSS], title=title, note=note, row_names=names))
     page = Image.new("RGB", (max(band.width for band in bands), sum(band.height for band in bands)), picture.PAPER)
     top = 0
@@ -207,10 +208,10 @@ def _title(store: Store) -> str:
     return f"{store.provenance['model']}: clusters of every weight layer"
 
 
-def _note(store: Store, shown: int) -> str | None:
+def _note(store: Store, shown: int, unreadable: Sequence[str]) -> str | None:
     notes = []
     if store.provenance["weights"] == "random":
         notes.append(f"Random weights (seed {store.provenance['seed']}): these are not learned features.")
     if shown < len(store.finished):
         notes.append(f"{shown} of {len(store.finished)} images are shown.")
-    return " ".join(notes) or None
+    return " ".join([*notes, *unreadable]) or None

@@ -50,7 +50,7 @@ from fastclust.networks import Network
 from fastclust.plan import network_size
 from fastclust.reader import placement
 from fastclust.receptive import Field, receptive_fields
-from fastclust.saved import load
+from fastclust.saved import load, load_layer
 from fastclust.store import ImageRecord, LayerRecord, Store, open_features
 from fastclust.views.detection import Score, find_masks, input_mask, score, total
 from fastclust.views.markers import Shown, marked, page, side_by_side
@@ -59,7 +59,7 @@ from fastclust.views.regions import Centre, centres, foreground, unit_area
 MIN_AREA = 25.0  # pixels of the input
 DISTANCE = 6.0  # pixels of the input: a nucleus's radius at half a micrometre a pixel, as in tiles of 40x at half size
 JUDGED = 32  # images that the rule sees, at most, evenly spread
-LEAST = 448  # pixels of a picture's shorter side, at least
+LEAST, MOST = 448, 4096  # pixels of a picture: its shorter side is enlarged to LEAST, but its longer not beyond MOST
 FEW = 8  # clusters that the page names
 WRITTEN = ("centres", "centres.csv", "centres.png", "detection.json")
 
@@ -92,10 +92,9 @@ def open_source(source: Path, model: Path | None, layer: str | None) -> tuple[St
     if model is None:
         if not source.is_dir():
             raise ValueError(f"{source} is a store: name a model that `fit` wrote with --model")
-        model = source / record.name / "model.h5"
-        if not model.is_file():
-            raise FileNotFoundError(f"{model} is not there: the run has not ended; `fastclust run --resume` goes on")
-    mixture = load(model)
+        mixture = load_layer(source, record.name)
+    else:
+        mixture = load(model)
     check_layer(store, record, mixture)
     return store, record, mixture
 
@@ -150,7 +149,8 @@ def find_centres(
         field = fields(*image.input_size)
         rows[index] = centres(labels, chosen, field, min_area)
         pixels = _read(image, store.provenance)
-        enlarged = max(1, math.ceil(LEAST / min(pixels.shape[:2])))
+        short, long = sorted(pixels.shape[:2])
+        enlarged = max(1, min(math.ceil(LEAST / short), MOST // long))
         _write_png(out / "centres" / f"{image.name}.png", marked(pixels, rows[index], colours, enlarged))
         if index in shown:
             drawn[image.name] = side_by_side(pixels, labels, chosen, rows[index], colours)

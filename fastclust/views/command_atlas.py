@@ -104,6 +104,8 @@ def atlas(
         save(plot_clusters_in_use(found), plot)
     for one in found["layers"]:
         say(_clusters(one))
+    if found["layers_of_one_row"]:
+        say(f"passed over, since one row has no clusters: {', '.join(found['layers_of_one_row'])}")
     if found["layers_beyond_the_weights"]:
         names = found["layers_beyond_the_weights"]
         say(f"{len(names)} more weight layers, from {names[0]} on, are beyond what the weights file covers")

@@ -93,8 +93,7 @@ def centres(
     how = "chosen by the rule" if found.chosen else "named"
     say(f"{out}: {record.name}, {images}: {count} centres of {views.clusters_in_words(found.clusters)}, {how}")
     if masks is not None:
-        everything = total(list(found.scores.values()))
-        for name, score in {**found.scores, "all": everything}.items():
+        for name, score in [*found.scores.items(), ("all", total(list(found.scores.values())))]:
             say(f"{name}: {score.in_words()}")
     if plot is not None:
         save(plot_detection({name: [score.as_dict()] for name, score in found.scores.items()}), plot)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -232,7 +231,5 @@ def _plot_composition(result: Composition, path: Path) -> None:
     values, counts = tabulate(result.found.clusters, result.labels)
     ax = plot_composition(counts, values)
     ax.set_title(f"{result.layer}: composition of the clusters{result.remark}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in a script that the font lacks
-        save(ax, path)
+    save(ax, path)
     say(f"{path}: the composition by label")

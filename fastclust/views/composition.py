@@ -16,7 +16,7 @@ patient are not: where all images of a group have one label, labels are permuted
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,12 @@ def agreement(
     n_clusters: int | None = None,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Agreement:
     """Compare clusters (n,) from 0 to n_clusters - 1 with as many labels.
 
-    groups: of which the images are no independent members, such as patients; used where each has one label.
+    groups: of which the images are no independent members, such as patients; used where each has one label. progress:
+    called with how many permutations are done, and of how many: of tens of thousands of labels they take minutes.
     Raises ValueError where there are no images, or not as many labels or groups, or fewer than one permutation.
     """
     clusters = np.asarray(clusters)
@@ -95,13 +97,24 @@ def agreement(
         purities, entropies = counts.max(axis=1) / sizes, entropy(counts, axis=1)
     found = np.array([[adjusted_rand_score(labels, clusters), normalized_mutual_info_score(labels, clusters)]])
     used = counts[sizes > 0]
-    p_rand, p_information = _p(found, drawn(used, permutations, seed))
+    grouped = groups is not None and len(set(zip(groups, labels, strict=True))) == len(set(groups)) > 1
+    done, of = 0, permutations * (2 if grouped else 1)
+
+    def told(tables: Iterator[Counts]) -> Iterator[Counts]:
+        nonlocal done
+        for part in tables:
+            yield part
+            done += len(part)
+            if progress is not None:
+                progress(done, of)
+
+    p_rand, p_information = _p(found, told(drawn(used, permutations, seed)))
     by_groups = None
-    if groups is not None and len(set(zip(groups, labels, strict=True))) == len(set(groups)) > 1:
+    if grouped and groups is not None:
         names, table = tabulate(clusters, groups)
         label_of = dict(zip(groups, labels, strict=True))
         kinds = np.array([values.index(label_of[name]) for name in names])
-        by_groups = _p(found, drawn_by_groups(table, kinds, permutations, seed))
+        by_groups = _p(found, told(drawn_by_groups(table, kinds, permutations, seed)))
     return Agreement(
         values,
         counts,

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from fastclust.extract import input_image
+from fastclust.extract import shown_image
 from fastclust.picture import FAINT, GUTTER, INK, MARGIN, PAPER, WARNING, text_block
-from fastclust.reader import UNREADABLE
 from fastclust.store import Store
 
 SIDE = 112  # pixels of a thumbnail's longer side, at most
@@ -38,14 +35,10 @@ def thumbnails(store: Store, places: Sequence[int]) -> dict[int, Thumbnail]:
     """Read what the network saw of finished images, by place, reduced to thumbnails; None where one cannot be read."""
     found: dict[int, Thumbnail] = {}
     for place in places:
-        try:
-            pixels: NDArray[np.uint8] = input_image(store.images[store.finished[place]], store.provenance)
-        except UNREADABLE:
-            found[place] = None
-            continue
+        pixels, readable = shown_image(store.images[store.finished[place]], store.provenance)
         image = Image.fromarray(pixels)
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        found[place] = image
+        found[place] = image if readable else None
     return found
 
 

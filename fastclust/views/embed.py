@@ -17,15 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from fastclust.extract import input_image
-from fastclust.reader import UNREADABLE
+from fastclust.extract import shown_image
 from fastclust.receptive import Field
 from fastclust.store import Store
 from fastclust.views.survey import Exemplar, Fields, Layer
 
 PATCH = 72  # pixels of a patch's longer side, at most
 SMALL = 16  # pixels of a patch that is kept exactly
-GREY = 128  # of an input that cannot be read
 
 Bytes = NDArray[np.uint8]
 
@@ -59,13 +57,9 @@ def pictures(
     inputs, patches, unreadable = dict[int, str](), dict[tuple[str, Exemplar], str](), []
     for place in sorted(wanted):
         record = store.images[store.finished[place]]
-        try:
-            pixels = input_image(record, store.provenance)
-            if pixels.shape[:2] != record.input_size:
-                raise ValueError("its size has changed")
-        except UNREADABLE:
+        pixels, readable = shown_image(record, store.provenance)
+        if not readable:
             unreadable.append(place)
-            pixels = np.full((*record.input_size, 3), GREY, dtype=np.uint8)
         if place in places:
             inputs[place] = _uri(_at_most(pixels, side))
         for name, one in wanted[place]:

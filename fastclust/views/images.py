@@ -29,7 +29,7 @@ from fastclust.labels import Progress, quiet
 from fastclust.pipeline import new_folder
 from fastclust.store import Store
 from fastclust.views import contact
-from fastclust.views.composition import OUTLIER_RULE, PERMUTATIONS, Agreement, agreement, outliers
+from fastclust.views.composition import OUTLIER_RULE, Agreement, agreement, outliers
 from fastclust.views.points import Clustered, cluster_images
 from fastclust.views.portrait import deviations, nearest
 
@@ -96,9 +96,8 @@ def compose(
     found = cluster_images(store, layer, pool, parameters, progress, pca=pca)
     named, grouped = [label for label, _ in pairs], [group for _, group in pairs]
     seed = int(parameters["random_state"])
-    progress("compare", 0, 2, f"{PERMUTATIONS} permutations")
-    by_label, by_group = _compared(found, named, grouped, seed), _compared(found, grouped, None, seed)
-    progress("compare", 2, 2, "")
+    by_label = _compared(found, named, grouped, seed, "labels", progress)
+    by_group = _compared(found, grouped, None, seed, "groups", progress)
     table, used = deviations(found.model), np.flatnonzero(found.sizes)
     near = {int(k): one for k in used for one in nearest(table, int(k), used, most=1)}
     with new_folder(out):
@@ -151,12 +150,19 @@ def _results(out: Path) -> list[Path]:
     return [path for path in (*(out / name for name in FILES), *sheets) if path.is_file()]
 
 
-def _compared(found: Clustered, labels: list[str], groups: list[str] | None, seed: int) -> Agreement | None:
+def _compared(
+    found: Clustered, labels: list[str], groups: list[str] | None, seed: int, step: str, progress: Progress
+) -> Agreement | None:
     """Return how clusters agree with labels; None where all have the same one, which tells nothing apart."""
     if len(set(labels)) < 2:
         return None
     several = groups if groups and len(set(groups)) > 1 else None
-    return agreement(found.clusters, labels, groups=several, n_clusters=len(found.sizes), seed=seed)
+
+    def told(done: int, of: int) -> None:
+        progress(f"permute {step}", done, of, "")
+
+    progress(f"permute {step}", 0, None, "")
+    return agreement(found.clusters, labels, groups=several, n_clusters=len(found.sizes), seed=seed, progress=told)
 
 
 def _ordered(found: Clustered) -> dict[int, list[int]]:

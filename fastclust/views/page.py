@@ -28,7 +28,8 @@ from fastclust.labels import Progress, even, quiet
 from fastclust.networks import Network
 from fastclust.plan import network_size
 from fastclust.receptive import receptive_fields
-from fastclust.saved import load
+from fastclust.report import unreadable_note
+from fastclust.saved import load_layer
 from fastclust.store import Store, open_store
 from fastclust.views.embed import packed, pictures
 from fastclust.views.panels import panel
@@ -44,6 +45,7 @@ def report_run(
 ) -> dict[str, int]:
     """Write FOLDER/report.html of what `fastclust.pipeline.run` left in a folder; return and raise as `write_report`.
 
+    A layer of one row that has no model, as an atlas passes one over, is passed over here, too.
     Raises FileNotFoundError where the features or a layer's model are not there.
     """
     if not (folder / "features.h5").is_file():
@@ -53,10 +55,9 @@ def report_run(
         )
     store, models = open_store(folder / "features.h5"), dict[str, FittedMixture]()
     for name in store.layers:
-        path = folder / name / "model.h5"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there: the run has not ended; `fastclust run --resume` goes on")
-        models[name] = load(path)
+        if sum(map(len, store.rows(name))) == 1 and not (folder / name / "model.h5").exists():
+            continue
+        models[name] = load_layer(folder, name)
         models[name].set_params(device=device, backend=backend)
     return write_report(store, models, folder / "report.html", progress)
 
@@ -169,6 +170,9 @@ def _notes(store: Store, found: Survey, places: Sequence[int], most: int, unread
         notes.append(f"{len(places)} of {total} images are shown, evenly spread; all numbers are of all {total}.")
     if len(store.images) > total:
         notes.append(f"{len(store.images) - total} images are not in the run: left out, or not extracted yet.")
+    single = [name for name in store.layers if name not in {layer.record.name for layer in found.layers}]
+    if single:
+        notes.append(f"Not shown, since one point has no clusters: {', '.join(map(printable, single))}.")
     if any(max(store.images[store.finished[place]].input_size) > SIDE for place in places):
         notes.append(f"Inputs of more than {SIDE} pixels a side are shown reduced to that.")
     if any(set(layer.reduced) & set(places) for layer in found.layers):
@@ -176,7 +180,5 @@ def _notes(store: Store, found: Survey, places: Sequence[int], most: int, unread
     if most < EXEMPLARS:
         notes.append(f"At most {most} exemplars of a cluster are shown, to keep the file below {BUDGET // 10**6} MB.")
     if unreadable:
-        some = ", ".join(unreadable[:3]) + (" ..." if len(unreadable) > 3 else "")
-        what = "1 input" if len(unreadable) == 1 else f"{len(unreadable)} inputs"
-        notes.append(f"{what} cannot be read any more, and shown grey: {some}")
+        notes.append(unreadable_note(unreadable))
     return notes

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from fastclust.fitted import FittedMixture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
     from fastclust.views.transfer import Transfer
 
 SUFFIXES = (".png", ".svg", ".pdf")
+SIDE = 448  # pixels of a picture's longer side, at most, where pictures stand side by side
 GAP = 4  # of a picture's width, in percent, between pictures
 Image = npt.NDArray[np.uint8]
 INK, SECOND, THIRD = "#1f5fa8", "#b5541c", "#2f7d4f"  # lines, of which no two differ by colour alone
@@ -46,8 +49,15 @@ def new_axes(
 
         ax = Figure(figsize=size, layout="constrained").add_subplot()
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    _as_it_is(ax.title, ax.xaxis.label, ax.yaxis.label)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _as_it_is(*texts: Text) -> None:
+    """Have texts that hold names drawn as they are: a dollar in the name of a file begins no formula."""
+    for text in texts:
+        text.set_parse_math(False)
 
 
 def check_plot(path: Path) -> None:
@@ -61,6 +71,7 @@ def check_plot(path: Path) -> None:
 def save(ax: Axes, path: str | os.PathLike[str]) -> None:
     """Write the figure of these axes to a file, whole or not at all; an SVG's text stays text.
 
+    A sign that the font lacks, as in names in other scripts, is drawn as a box without a warning.
     Raises as `check_plot`, and OSError.
     """
     import matplotlib
@@ -71,7 +82,12 @@ def save(ax: Axes, path: str | os.PathLike[str]) -> None:
     if figure is None:
         raise ValueError("these axes belong to no figure any more")
     kind = path.suffix[1:].lower()
-    with written_aside(path) as aside, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+    with (
+        written_aside(path) as aside,
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(aside, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
@@ -153,6 +169,7 @@ def plot_detection(
         list(scores),
         rotation=45 if len(scores) > 4 else 0,
         ha="right" if len(scores) > 4 else "center",
+        parse_math=False,
     )
     ax.set(ylim=(0, 1), xlim=(-0.6, len(scores) - 0.4))
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside: points may be anywhere
@@ -212,8 +229,7 @@ def plot_composition(
     ax.set_xticks(place, [str(numbers[k]) for k in order], fontsize=7 if len(order) > 25 else 9)
     ax.set(ylim=(0, 1.1), yticks=np.linspace(0, 1, 6), xlim=(-0.7, len(order) - 0.3))
     legend = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, reverse=True)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    _as_it_is(*legend.get_texts())
     return ax
 
 
@@ -271,9 +287,10 @@ def plot_transfer(
         at, [one.separation for one in found], color=THIRD, marker="^", linestyle="-.", label="separation"
     )
     handles, _ = ax.get_legend_handles_labels()
-    ax.legend(
+    legend = ax.legend(
         handles=[*handles, *line], frameon=False, fontsize="small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1)
     )
+    _as_it_is(*legend.get_texts())
     ax.set_title(ax.get_title(), pad=44)  # above the legend
     return ax
 
@@ -284,9 +301,10 @@ def plot_agreement(
     """Draw X's label images, Y's in X's colours, and where they differ, an image a row.
 
     rows: a name and three pictures (h, w, 3) uint8 of one size each, as `fastclust.views.agreement.pictures` yields
-    them. names: of X and Y. Raises ValueError where there are no rows.
+    them; those of more than SIDE pixels a side are reduced to that, by nearest neighbour. names: of X and Y.
+    Raises ValueError where there are no rows.
     """
-    drawn = list(rows)
+    drawn = [(name, _reduced(one), _reduced(other), _reduced(where)) for name, one, other, where in rows]
     if not drawn:
         raise ValueError("no images to draw: expected at least one")
     gap = GAP * max(pictures[0].shape[1] for _, *pictures in drawn) // 100 + 1
@@ -307,10 +325,20 @@ def plot_agreement(
         side = 6.3 / page.shape[1]
         ax = Figure(figsize=(8.8, max(1.2, side * height + 0.5)), layout="constrained").add_subplot()
     ax.imshow(page, interpolation="nearest")
-    ax.set_yticks(middles, [name if len(name) <= 18 else f"{name[:9]}…{name[-8:]}" for name, *_ in drawn])
+    ax.set_yticks(
+        middles, [name if len(name) <= 18 else f"{name[:9]}…{name[-8:]}" for name, *_ in drawn], parse_math=False
+    )
     heads = (names[0], f"{names[1]}, colours matched", "black where they differ")
-    ax.set_xticks([column * (width + gap) + (width - 1) / 2 for column in range(3)], heads)
+    ax.set_xticks([column * (width + gap) + (width - 1) / 2 for column in range(3)], heads, parse_math=False)
     ax.tick_params(length=0, labelsize="small", top=False, bottom=False, labeltop=True, labelbottom=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return ax
+
+
+def _reduced(picture: Image) -> Image:
+    """Return a picture (h, w, 3) of at most SIDE pixels a side: matplotlib takes forty bytes of memory for a pixel."""
+    sides = picture.shape[:2]
+    scale = min(1.0, SIDE / max(sides))
+    rows, columns = (np.arange(max(1, round(side * scale))) * side // max(1, round(side * scale)) for side in sides)
+    return picture if scale == 1 else picture[rows[:, None], columns]

@@ -49,15 +49,12 @@ function paint(tile) {
 }
 
 async function show(tile) {
-  if (!tile.labels && !tile.asked) {
-    tile.asked = true;
-    const [height, width] = images[tile.image].shapes[tile.layer];
-    const labels = await decoded(tile.image, tile.layer);
-    tile.canvas.width = width;
-    tile.canvas.height = height;
+  tile.asked ??= decoded(tile.image, tile.layer).then((labels) => {
+    [tile.canvas.height, tile.canvas.width] = images[tile.image].shapes[tile.layer];
     tile.labels = labels;
-  }
-  if (tile.labels) paint(tile);
+  });
+  await tile.asked;
+  paint(tile);
 }
 
 const sight = new IntersectionObserver((entries) => {
@@ -108,8 +105,18 @@ function point(cluster) {
 function pin(cluster) { // again: let go
   state.pinned = same(state.pinned, cluster) ? null : cluster;
   state.pointed = null;
+  const focused = document.activeElement;
   if (state.pinned) choose(state.pinned.layer);
   light();
+  if (focused.closest(".panel[hidden]")) toCard(); // what had the focus is hidden
+}
+
+function toCard() { // of the cluster that is kept lit
+  const { layer, cluster } = state.pinned;
+  choose(layer);
+  const card = byId(`card-${layer}-${cluster}`);
+  card.scrollIntoView({ block: "center" });
+  card.querySelector("button").focus({ preventScroll: true });
 }
 
 function choose(layer) {
@@ -121,13 +128,19 @@ function choose(layer) {
 
 // Places: fractions of an image, the same in its input and in all its layers.
 
-function under(tile, at) { // the cluster at a place; of an input, that of the layer that is chosen
+async function under(tile, at) { // the cluster at a place; of an input, that of the layer that is chosen
   const layer = tile.layer ?? state.chosen;
-  const labels = tiles.find((one) => one.image === tile.image && one.layer === layer).labels;
-  if (!labels || !at) return null;
+  const of = tiles.find((one) => one.image === tile.image && one.layer === layer);
+  await show(of); // it may never have been in sight
   const [height, width] = images[tile.image].shapes[layer];
   const [column, row] = [cell(at.x, width), cell(at.y, height)];
-  return { layer, cluster: labels[row * width + column] };
+  return { layer, cluster: of.labels[row * width + column] };
+}
+
+async function pointAt(tile, at) { // the cross is there; it may be elsewhere, or away, once the cluster is known
+  views[tile.image].cross = at;
+  const cluster = await under(tile, at);
+  if (views[tile.image].cross === at) point(cluster);
 }
 
 const cell = (part, cells) => Math.min(Math.max(Math.floor(part * cells), 0), cells - 1);
@@ -180,10 +193,9 @@ function zoom(image, factor, at) { // keep a place where it is, or the middle
 function moveTo(tile, at) { // point at a place, and keep it in sight
   const view = views[tile.image];
   const span = 1 / view.zoom;
-  view.cross = at;
+  pointAt(tile, at);
   const inside = (start, part) => (part < start ? part : part > start + span ? part - span : start);
   look(tile.image, view.zoom, inside(view.x, at.x), inside(view.y, at.y));
-  point(under(tile, at));
 }
 
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -201,7 +213,7 @@ function onKey(tile, event) {
   } else if (event.key === "+" || event.key === "=") zoom(tile.image, ZOOM, view.cross);
   else if (event.key === "-") zoom(tile.image, 1 / ZOOM, view.cross);
   else if (event.key === "0") look(tile.image, 1, 0, 0);
-  else if ((event.key === "Enter" || event.key === " ") && view.cross) pin(under(tile, view.cross));
+  else if ((event.key === "Enter" || event.key === " ") && view.cross) under(tile, view.cross).then(pin);
   else return;
   event.preventDefault();
 }
@@ -233,12 +245,11 @@ function listen(tile) {
       }
     }
     const at = placeOf(tile, event);
-    views[image].cross = at;
+    pointAt(tile, at);
     place(image);
-    point(under(tile, at));
   });
   frame.addEventListener("pointerup", (event) => {
-    if (grip && !grip.moved) pin(under(tile, placeOf(tile, event)));
+    if (grip && !grip.moved) under(tile, placeOf(tile, event)).then(pin);
     grip = null;
   });
   frame.addEventListener("pointercancel", () => { grip = null; });
@@ -303,14 +314,14 @@ byId("theme").addEventListener("change", (event) => {
   if (event.target.value) page.dataset.theme = event.target.value;
   else delete page.dataset.theme;
 });
-byId("card").addEventListener("click", () => {
-  const { layer, cluster } = state.pinned;
-  choose(layer);
-  const card = byId(`card-${layer}-${cluster}`);
-  card.scrollIntoView({ block: "center" });
-  card.querySelector("button").focus({ preventScroll: true });
-});
-const release = () => { state.pinned = null; point(null); light(); };
+byId("card").addEventListener("click", toCard);
+function release() {
+  const focused = document.activeElement;
+  state.pinned = null;
+  point(null);
+  light();
+  if (focused.hidden) byId("blend").focus(); // what had the focus is hidden
+}
 byId("release").addEventListener("click", release);
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
