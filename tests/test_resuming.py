@@ -48,6 +48,7 @@ def command(*words: object, torchrun: int = 0, restarts: int = 0, **environment:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
 
 
