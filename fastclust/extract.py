@@ -93,6 +93,7 @@ def extract(
     workers: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     check: Callable[[Sequence[LayerRecord]], None] | None = None,
+    begin: Callable[[], None] | None = None,
     group: Group = ALONE,
 ) -> ExtractReport:
     """Extract the features of images at layers of a torchvision classification model into a store.
@@ -109,7 +110,8 @@ def extract(
     device      "auto" (cuda where available, else cpu), or a torch device
     workers     processes that decode images; 0 for threads in this one; None for what suits: see decode
     progress    called with (images finished, images, a remark with the rate in MB/s) each time a batch is in the store
-
+    check       called with the layers, before anything is written: what it raises ends the extraction
+    begin       called once, when nothing stands in the way and the store is about to change
     group       processes that each compute a share of the batches into the one store, which they all can write to; the
                 report's seconds are this one's
 
@@ -140,12 +142,14 @@ def extract(
             check(planned)
         repair(path)
         writer = StoreWriter(path)
+        if begin is not None:
+            begin()
     else:
         records, planned = plan_images(records, network, size)
         forward = plan.load()
         if check is not None:
             check(planned)
-        writer = create_store(path, records, planned, dtype, provenance, overwrite=overwrite)
+        writer = create_store(path, records, planned, dtype, provenance, overwrite=overwrite, begin=begin)
     del plan.state
     report = ExtractReport()
     with writer, decoder:

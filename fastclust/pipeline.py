@@ -124,15 +124,10 @@ def extract_anew(
     overwrite: bool,
     extraction: dict[str, Any],
 ) -> ExtractReport:
-    """Extract to out/features.h5; what came from the features before goes first, once all input is found good.
+    """Extract to out/features.h5; what came from the features before goes first, once nothing stands in the way.
 
     check: refuses layers. before: layers of the earlier run. All else, and what is raised, as of `run`.
     """
-
-    def begin(planned: Sequence[LayerRecord]) -> None:
-        check(planned)
-        forget_run(out, before)
-
     progress("extract", 0, None, "images")
     with new_folder(out):
         return extract(
@@ -142,7 +137,8 @@ def extract_anew(
             resume=resume,
             overwrite=overwrite,
             progress=_told(progress, "extract"),
-            check=begin,
+            check=check,
+            begin=lambda: forget_run(out, before),
             **extraction,
         )
 

@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -33,11 +33,12 @@ def create_store(
     provenance: Mapping[str, Any],
     *,
     overwrite: bool = False,
+    begin: Callable[[], None] | None = None,
 ) -> "StoreWriter":
     """Create a store at its final size, and open it for writing.
 
-    With `overwrite` a file already there is replaced at the last moment, by the finished new file. Provenance values
-    are str, bool, int, float, or what JSON can hold.
+    With `overwrite` a file already there is replaced at the last moment, by the finished new file; begin: called just
+    before that. Provenance values are str, bool, int, float, or what JSON can hold.
 
     Raises FileExistsError; FileNotFoundError where the folder is missing; OSError (ENOSPC) before anything is written
     where the disk has too little room; ValueError for a dtype other than float16 and float32, or with no rows.
@@ -46,6 +47,8 @@ def create_store(
     check_new(path, images, layers, dtype, overwrite)
     with written_aside(path) as aside:
         lay_out(aside, images, layers, dtype, provenance)
+        if begin is not None:
+            begin()
     return StoreWriter(path)
 
 
