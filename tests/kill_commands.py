@@ -3,7 +3,8 @@
     python kill_commands.py FOLDER      with FOLDER/features.h5, a store of one layer
 
 Imports are made once, and a child starts with them. A command is killed, goes on with --resume, is killed again, and so
-on; where it ends meanwhile, its result is held against that of a run that nobody killed, and it starts anew.
+on; where only its end is left, or it ends meanwhile, it ends, its result is held against that of a run that nobody
+killed, and it starts anew.
 Prints a JSON object: by command, for each kill, how much was done: passes, or label images.
 """
 
@@ -68,7 +69,9 @@ def kills(
             os.kill(pid, signal.SIGKILL)
             if os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
                 found.append(done(name))
-                continue
+                if found[-1] < most:
+                    continue
+                _finish(command(name))  # only its end was left: one that starts anew has more moments
         if not same(name):
             raise RuntimeError(f"{name}, after {len(found)} kills, is not what it would be without")
         number += 1
