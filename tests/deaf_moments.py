@@ -27,5 +27,6 @@ def command(**_: object) -> int:
     return 0
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with mock.patch.object(program, "app", command):
     program.main()
