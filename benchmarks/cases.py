@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,11 @@ FORMULAE = {
     "gbytes_per_second": "bytes / median seconds of a pass",
     "gflop_per_second": "flop / median seconds of a pass; work that a backend finds unnecessary counts as done",
     "floor_seconds": "the larger of bytes / copy bandwidth and flop / rate of the matrix product: on the CPU in the "
-    "dtype of the arithmetic, on a GPU the largest rate of any dtype, each product counted once",
+    "dtype of the arithmetic; on a GPU bytes / the larger of the rates of copying and of reading, and the largest rate "
+    "of any dtype, each product counted once",
+    "split_floor_seconds": "on a GPU, the larger of bytes / bandwidth and products of numbers that are split in two: "
+    "three of tf32 (high) or bfloat16 (fast) in place of one, but two for the linear terms of float16 rows in high, "
+    "which tf32 holds exactly; of full covariance the E-step's alone, for in the M-step a row has few components",
 }
 
 
@@ -76,6 +81,23 @@ class Case:
         """Return the least that a pass can take where copying has `copy` GB/s and products `rate` GFLOP/s."""
         return max(self.bytes / copy, self.flop / rate) * 1e-9
 
+    @property
+    def split_flop(self) -> int:
+        """Floating-point operations of a pass whose products are of split numbers; see FORMULAE."""
+        n, d, k = self.n, self.d, self.k
+        linear = 2 if (self.dtype, self.precision) == ("float16", "high") else 3  # products in place of one
+        return {
+            "diag": (linear + 3) * 4 * n * d * k,
+            "spherical": linear * self.flop,
+            "tied": 3 * self.flop,
+            "full": 3 * 2 * n * k * d * d,
+        }[self.covariance]
+
+    def split_floor_seconds(self, bandwidth: float, rates: Mapping[str, float]) -> float:
+        """Return the least with split products; bandwidth in GB/s, rates of products in GFLOP/s by dtype."""
+        rate = rates["tf32" if self.precision == "high" else "bfloat16"]
+        return max(self.bytes / bandwidth, self.split_flop / rate) * 1e-9
+
 
 def suite(name: str) -> list[Case]:
     """Return the cases of a suite, all in pairs with scikit-learn but those of "growth" and "gpu".
@@ -115,16 +137,21 @@ def sweep() -> list[Case]:
     return cases + [replace(base, covariance="full", n=12_544, dtype=dtype) for dtype in ("float16", "float64")]
 
 
-GPU_BACKENDS = {"torch": ("high",), "triton": ("high", "fast"), "cupy": ("high", "fast")}  # and their precisions
+BOTH: tuple[CovarianceType, ...] = ("diag", "full")
+GPU_BACKENDS: dict[str, tuple[tuple[CovarianceType, ...], tuple[str, ...]]] = {  # kinds of covariance, precisions
+    "torch": (BOTH, ("high",)),
+    "triton": (BOTH, ("high", "fast")),
+    "cupy": (("diag",), ("high",)),  # the rest it leaves to torch
+}
+GPU_ROWS: dict[CovarianceType, int] = {"diag": 10_000_000, "full": 1_000_000}
 
 
 def gpu() -> list[Case]:
     """Return what runs on a CUDA device, backend by backend, the plain one first: the others are compared with it."""
-    sizes: tuple[tuple[CovarianceType, int], ...] = (("diag", 10_000_000), ("full", 1_000_000))
     return [
-        Case("relu", n, 64, 50, covariance, dtype, backend, precision, repeats=20, fit_passes=5)
-        for backend, precisions in GPU_BACKENDS.items()
-        for covariance, n in sizes
+        Case("relu", GPU_ROWS[kind], 64, 50, kind, dtype, backend, precision, repeats=20, fit_passes=5)
+        for backend, (kinds, precisions) in GPU_BACKENDS.items()
+        for kind in kinds
         for dtype in ("float32", "float16")
         for precision in precisions
     ]

@@ -12,9 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastclust.extract import extract
-from fastclust.store import open_store
-
 Rows = NDArray[np.float32]
 
 
@@ -79,6 +76,9 @@ def relu1_2(n: int, d: int, seed: int = 0) -> Rows:
 @cache
 def _extracted(folder: Path) -> Rows:
     """Return relu1_2 of all tiles."""
+    from fastclust.extract import extract  # with torchvision, which no other rows need
+    from fastclust.store import open_store
+
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "features.h5"
         weights = folder / "weights" / "vgg19_conv1_1-conv3_1.pth"

@@ -7,9 +7,10 @@ Of each case, on rows that are made on the device:
 2. The statistics of those rows are held against the float64 oracle, on the device, on the scales and to the tolerance
    of `benchmarks.verify`; of all rows, the sum of nk against N. Beyond the tolerance nothing is timed.
 3. Two passes over all rows, bit by bit: `repeatable` says whether they agree.
-4. `statistics`: E-step and sums over all rows, in CUDA events, the median of some after WARM_UP that are not counted.
-   This is what bytes, flop and the floor are of. `peak_memory_bytes` is beyond the rows, of torch's allocator.
-5. `pass`: a whole pass as the estimator makes it, with M-step and bound, on the host's clock; of float32 rows, in high
+4. `statistics`: a plan, E-step and sums over all rows, in CUDA events, the median of some after WARM_UP that are not
+   counted. This is what bytes, flop and floors are of. `peak_memory_bytes` is beyond the rows, of torch's allocator.
+5. `assign`: labels and densities of all rows by a plan that is there, likewise.
+6. `pass`: a whole pass as the estimator makes it, with M-step and bound, on the host's clock; of float32 rows, in high
    precision.
 
 One line of RECORDS is written as soon as a case ends, so that a process that dies or is stopped leaves what it had. No
@@ -19,12 +20,13 @@ case is started after S seconds.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
+import os
 import sys
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,40 +74,69 @@ def start_of(case: Case) -> dict[str, Any]:
     return {"name": case.name, **asdict(case)}
 
 
-def run_case(case: Case, device: torch.device) -> dict[str, Any]:
-    """Return the record of a case: its times, or "left_out", "refused" or "failed" with the reason."""
+def run_case(case: Case, device: torch.device, refuse: bool = True, kept: Path | None = None) -> dict[str, Any]:
+    """Return the record of a case: its times, or "left_out", "refused" or "failed" with the reason.
+
+    refuse: whether what is beyond the tolerance is not timed. kept: a folder where states are kept for other processes.
+    """
     began = time.monotonic()
     record = start_of(case)
     try:
-        record |= _measured(case, device)
+        record |= _measured(case, device, refuse, kept)
     except Exception as error:  # a kernel that fails is a result: the cases after it are run all the same
         record["failed"] = f"{type(error).__name__}: {error}"[:500]
     return record | {"seconds_in_all": short(time.monotonic() - began)}
 
 
-def _measured(case: Case, device: torch.device) -> dict[str, Any]:
-    dtype = getattr(torch, case.arithmetic)
-    try:
-        _, backend, _ = kernels.select(case.backend, device)
-    except (ValueError, RuntimeError) as error:
-        return {"left_out": f"{error}"}
-    named: dict[str, Any] = {}
-    if "precision" in inspect.signature(backend.statistics).parameters:
-        named["precision"] = case.precision
-    elif case.precision != "high":
-        return {"left_out": f"backend {case.backend} has no precision {case.precision!r}"}
-    if hasattr(backend, "why_not"):  # what the backend leaves to the plain one is no measurement of it
-        asked = {"covariance_type": case.covariance, "dtype": dtype, "stored": getattr(torch, case.dtype)}
-        reason = backend.why_not(**{name: asked[name] for name in inspect.signature(backend.why_not).parameters})
-        if reason is not None:
-            return {"left_out": reason}
+@dataclass(frozen=True)
+class Problem:
+    """The rows (N, D) of a case on a device, some of them, and a state from the middle of a fit to those."""
+
+    rows: torch.Tensor
+    some: torch.Tensor
+    posterior: Posterior
+    frame: Frame
+
+
+def problem_of(case: Case, device: torch.device, kept: Path | None = None) -> Problem:
+    """Return the problem of a case; cases that differ in backend, precision and repeats have one, made once in turn."""
+    return _problem(Case(case.data, case.n, case.d, case.k, case.covariance, case.dtype, "torch",
+                         burn_in=case.burn_in, seed=case.seed), device, kept)  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _problem(case: Case, device: torch.device, kept: Path | None) -> Problem:
     rows = relu_on(device, case.n, case.d, case.dtype, case.seed)
     some = rows[:: -(-case.n // VERIFIED_ROWS)].contiguous()
-    posterior, frame = state_of(case, some, device)
-    coefficients = engine.coefficients(posterior)
+    return Problem(rows, some, *state_of(case, some, device, kept))
+
+
+def why_left_out(case: Case, device: torch.device) -> str | None:
+    """Say why a backend is not measured in a case: it cannot run, has no such precision, or leaves it to the plain one.
+
+    What it leaves to another is no measurement of it.
+    """
+    try:
+        backend = kernels.usable(case.backend, device)
+    except (ValueError, RuntimeError) as error:
+        return f"{error}"
+    if case.precision not in backend.PRECISIONS:
+        return f"backend {case.backend} has no precision {case.precision!r}"
+    return kernels.left(backend, case.covariance, getattr(torch, case.arithmetic), [getattr(torch, case.dtype)])
+
+
+def _measured(case: Case, device: torch.device, refuse: bool, kept: Path | None) -> dict[str, Any]:
+    reason = why_left_out(case, device)
+    if reason is not None:
+        return {"left_out": reason}
+    backend = kernels.usable(case.backend, device)
+    problem = problem_of(case, device, kept)
+    rows, some, posterior, frame = problem.rows, problem.some, problem.posterior, problem.frame
+    given = (engine.coefficients(posterior), frame, getattr(torch, case.arithmetic))
+    precision: Any = case.precision
 
     def statistics(of: torch.Tensor) -> Statistics:
-        return backend.statistics(of, coefficients, frame, dtype, **named)
+        return kernels.statistics(backend, of, *given, precision=precision)
 
     record: dict[str, Any] = judge(statistics(some), [some], frame, posterior)
     whole, again = statistics(rows), statistics(rows)
@@ -113,7 +144,9 @@ def _measured(case: Case, device: torch.device) -> dict[str, Any]:
     record["tolerance"] = TOLERANCES[case.precision]
     wrong = beyond_tolerance(record["errors"], record["tolerance"])
     if wrong:
-        return record | {"refused": f"error against the oracle above {record['tolerance']}: {', '.join(wrong)}"}
+        record["refused"] = f"error against the oracle above {record['tolerance']}: {', '.join(wrong)}"
+        if refuse:
+            return record
     record["repeatable"] = all(
         one is None or torch.equal(one, other)
         for one, other in zip(vars(whole).values(), vars(again).values(), strict=True)
@@ -126,6 +159,8 @@ def _measured(case: Case, device: torch.device) -> dict[str, Any]:
         "gflop_per_second": short(case.flop / spread(found)["median"] / 1e9),
         "peak_memory_bytes": None if held is None else torch.cuda.max_memory_allocated(device) - held,
     }
+    plan = backend.prepare(*given, precision)
+    record["assign"] = spread(seconds_on(device, lambda: plan.assign(rows), case.repeats, WARM_UP))
     if case.precision == "high" and case.dtype == "float32":
         record["pass"] = spread(own_passes(make_ours(case, 1, str(device)), rows, case.fit_passes))
     return record
@@ -139,18 +174,29 @@ def reset_peak(device: torch.device) -> int | None:
     return int(torch.cuda.memory_allocated(device))
 
 
-def state_of(case: Case, some: torch.Tensor, device: torch.device) -> tuple[Posterior, Frame]:
-    """Return the posterior in the middle of the plain backend's fit to rows (n, D), and the frame they are seen in."""
-    model = make_ours(replace(case, backend="torch"), case.burn_in)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(some.cpu())
-    _, rows = model._rows_of(some.cpu())
-    posterior = model._posterior(rows)
+def state_of(case: Case, some: torch.Tensor, device: torch.device, kept: Path | None = None) -> tuple[Posterior, Frame]:
+    """Return the posterior in the middle of the plain backend's fit to rows (n, D), and the frame they are seen in.
+
+    kept: a folder from which a state of this case is taken where it is there, and where it is left for others.
+    """
+    file = None if kept is None else kept / f"{case.name}-{case.burn_in}.pt"
+    if file is not None and file.exists():
+        posterior, frame = torch.load(file, weights_only=False)
+    else:
+        model = make_ours(replace(case, backend="torch"), case.burn_in)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(some.cpu())
+        _, rows = model._rows_of(some.cpu())
+        posterior, frame = model._posterior(rows), rows.frame
+        if file is not None:
+            half = file.with_suffix(f".{os.getpid()}")
+            torch.save((posterior, frame), half)
+            half.replace(file)
     there: dict[str, Any] = {
         name: part.to(device) for name, part in vars(posterior).items() if isinstance(part, torch.Tensor)
     }
-    return replace(posterior, **there), rows.frame.to(device)
+    return replace(posterior, **there), frame.to(device)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@
     transfer            how much of other images looks like a layer's own: `benchmarks.findings.transfer`
     segmentation        label images against people's segmentations: `benchmarks.findings.segmentation`
 
+A card's first minutes have a program of their own, which asks it everything and keeps whatever it answers:
+`python -m benchmarks.first_contact`, described in `benchmarks/first_contact/__init__.py`.
+
 Without --out, a whole suite goes to benchmarks/results; a part of one, or "quick", goes nowhere.
 """
 
@@ -29,7 +32,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import extraction, findings, gpu, growth, pairs, scale, tiles
+from benchmarks import card_tests, findings, gpu
 from benchmarks.cases import FORMULAE, Case, suite
 from benchmarks.timing import copy_bandwidth, matrix_product_rate, short
 from benchmarks.verify import TOLERANCE
@@ -80,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(about, indent=1) + "\n")
         print(f"wrote {out}")
-    failed = [name for name, tests in about.get("tests", {}).items() if gpu.refusal(tests)]
+    failed = [name for name, tests in about.get("tests", {}).items() if card_tests.refusal(tests)]
     wrong = [record for record in about["cases"] if set(WRONG) & set(record) or not record.get("repeatable", True)]
     return int(bool(failed or wrong))
 
@@ -96,6 +99,8 @@ def unable(suite_name: str) -> str | None:
 
 def run_on_cpu(suite_name: str, cases: list[Case]) -> dict[str, Any]:
     """Run a suite of the CPU's; return the record's parts: this machine's rates, and cases."""
+    from benchmarks import extraction, growth, pairs, scale, tiles  # which need what a card's machine may lack
+
     about: dict[str, Any] = {
         "matrix_product_gflop_per_second": matrix_product_rate(),
         "matrix_products_gflop_per_second": {"float64": matrix_product_rate(dtype="float64")},
@@ -123,7 +128,7 @@ def run_on_cpu(suite_name: str, cases: list[Case]) -> dict[str, Any]:
             records.append(record)
             print(extraction.line(record), flush=True)
     elif suite_name in findings.SUITES:
-        records = findings.SUITES[suite_name].run()
+        records = findings.module(suite_name).run()
     else:
         records = []
         for case in cases:

@@ -1,4 +1,4 @@
-"""Clocks, medians, and the two rates of a device that no pass can beat: copying, and multiplying matrices."""
+"""Clocks, medians, and the rates of a device that no pass can beat: copying, reading, and multiplying matrices."""
 
 from __future__ import annotations
 
@@ -78,3 +78,9 @@ def copy_bandwidth(device: torch.device = CPU, size: int = 256 << 20) -> float:
     """Return the GB/s, read and written, of torch's copy of `size` bytes that no cache holds, the best of ten."""
     a, b = torch.rand(size // 4, device=device), torch.zeros(size // 4, device=device)
     return short(2 * size / min(seconds_on(device, lambda: b.copy_(a), 10, warm_up=1)) / 1e9)
+
+
+def read_bandwidth(device: torch.device = CPU, size: int = 256 << 20) -> float:
+    """Return the GB/s of torch's sum of `size` bytes of float32 that no cache holds, the best of ten."""
+    a = torch.rand(size // 4, device=device)
+    return short(size / min(seconds_on(device, a.sum, 10, warm_up=1)) / 1e9)

@@ -1,7 +1,7 @@
 """Dirichlet-process Gaussian mixtures over very many vectors of moderate width."""
 
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from fastclust.estimator import DPGMM
     from fastclust.saved import load
 
-__version__ = version("fastclust")
+try:
+    __version__ = version("fastclust")
+except PackageNotFoundError:  # a checkout on the path that nobody installed
+    __version__ = "0+uninstalled"
 __all__ = ["DPGMM", "BayesianGaussianMixture", "Checkpoint", "__version__", "load"]
 
 _HOMES = {"Checkpoint": "checkpoint", "DPGMM": "estimator", "BayesianGaussianMixture": "drop_in", "load": "saved"}

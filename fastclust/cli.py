@@ -382,12 +382,25 @@ def inspect(file: Annotated[Path, typer.Argument(help="A file that fastclust wro
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Hold every kernel that can run here against float64.")
+    ] = False,
+) -> None:
     """Say what machine, devices, versions and backends there are, and why one cannot run."""
     from fastclust import doctor as checks
 
-    for line in checks.lines():
+    if not prove:
+        for line in checks.lines():
+            say(line)
+        return
+    failed = 0
+    for line, wrong in checks.proofs():
         say(line)
+        failed += wrong
+    if failed:
+        complain(f"{failed} proofs failed: a fit with backend 'auto' on a GPU passes over these kernels")
+        raise typer.Exit(1)
 
 
 def _run(

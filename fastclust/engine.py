@@ -1,7 +1,8 @@
 """Coordinate ascent: blocks of rows -> statistics -> posterior -> bound -> stop.
 
 On a GPU a pass is queued without a look at any value. The host waits once a pass, for the bound: the stopping test
-needs it, and it is not a number where a covariance was not positive definite.
+needs it, and it is not a number where a covariance was not positive definite. What the sums of the pass err by comes
+with it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from fastclust import variational
+from fastclust import graph, variational
+from fastclust.graph import Passes, Step
 from fastclust.kernels import Coefficients, Statistics
 from fastclust.kernels.threads import one_thread_where_small
 from fastclust.rows import Rows
+from fastclust.sums import ColumnSums
 from fastclust.variational import Posterior, Prior
 
 
@@ -67,7 +71,7 @@ def _update(prior: Prior, statistics: Statistics, scatter: torch.Tensor | None) 
     with one_thread_where_small(sxx):
         given = prior, statistics.nk, statistics.sx, sxx, statistics.about
         if sxx.device.type == "cpu" and prior.covariance_type == "full":
-            from fastclust.kernels import numba_cholesky  # which loads numba
+            from fastclust.kernels.numba import cholesky as numba_cholesky  # which loads numba
 
             return variational.update(*given, numba_cholesky.inverse_roots)
         return variational.update(*given)
@@ -75,7 +79,7 @@ def _update(prior: Prior, statistics: Statistics, scatter: torch.Tensor | None) 
 
 def bound_of(posterior: Posterior, statistics: Statistics) -> float:
     """Return the lower bound of a posterior and of the statistics that it follows from, in nats, summed over rows."""
-    return fetched(_bound(posterior, statistics))
+    return fetched(_bound(posterior, statistics)[None])[0]
 
 
 def _bound(posterior: Posterior, statistics: Statistics) -> torch.Tensor:
@@ -83,9 +87,10 @@ def _bound(posterior: Posterior, statistics: Statistics) -> torch.Tensor:
         return variational.lower_bound(posterior, statistics.entropy)
 
 
-def fetched(bound: torch.Tensor) -> float:
-    """Return a bound () as a number: the host waits for the device."""
-    return float(bound)
+def fetched(told: torch.Tensor) -> list[float]:
+    """Return a bound, and what else is told (n,), as numbers: the host waits for the device."""
+    numbers: list[float] = told.tolist()
+    return numbers
 
 
 def ascend(
@@ -97,6 +102,7 @@ def ascend(
     tol: float,
     max_passes: int,
     sort_sticks: bool = False,
+    sums: ColumnSums | None = None,
     on_pass: Callable[[Ascent], None] | None = None,
 ) -> Ascent:
     """Alternate E-step and M-step from where an ascent is until the bound changes by less than tol, or max_passes.
@@ -105,34 +111,57 @@ def ascend(
     Where it is fast, passes are made in fast products until the bound rises by less than tol, and then in the rows' own
     precision, two or more, for only their bounds are compared; the last of max_passes is in the rows' own in any case.
     tol: nats, on the bound summed over rows. sort_sticks: put the components in order of size after each E-step, which
-    never lowers the bound of a Dirichlet process (Kurihara, Welling and Teh 2007, section 3). on_pass: called after
-    each pass with where the ascent is. Raises IllDefinedCovarianceError where a covariance is not positive definite.
+    never lowers the bound of a Dirichlet process (Kurihara, Welling and Teh 2007, section 3). sums: what each pass has
+    to sum to; None not to look. on_pass: called after each pass with where the ascent is.
+    Raises IllDefinedCovarianceError where a covariance is not positive definite, WrongSumsError where a pass does not
+    add up.
     """
     now = start
+    passes: Passes | None = None
+    fast: bool | None = None  # that the passes are
     while now.n_passes < max_passes and not now.converged:
         if now.fast and now.n_passes == max_passes - 1:
             now = replace(now, fast=False, reference=-math.inf)
-        here = replace(rows, precision="fast") if now.fast else rows
-        now = _pass(here, prior, now, scatter, tol, sort_sticks)
+        if passes is None or fast != now.fast:
+            fast = now.fast
+            here = replace(rows, precision="fast") if fast else rows
+            check = None if sums is None else sums.of(here)
+            follow = partial(_follow, prior=prior, scatter=scatter, sums=check, sort_sticks=sort_sticks)
+            record = graph.recorder(rows.blocks.device, prior.covariance_type)
+            passes = Passes(here, follow, coefficients, record)
+        now = _pass(passes, now, check, tol)
         if on_pass is not None:
             on_pass(now)
     return now
 
 
-def _pass(rows: Rows, prior: Prior, now: Ascent, scatter: torch.Tensor | None, tol: float, sort_sticks: bool) -> Ascent:
-    """Return where one more pass leads to."""
-    statistics = rows.statistics(coefficients(now.posterior))
+def _follow(
+    statistics: Statistics, prior: Prior, scatter: torch.Tensor | None, sums: ColumnSums | None, sort_sticks: bool
+) -> Step:
+    """Return what statistics lead to: the posterior, its bound, and what the sums err by."""
+    told = [] if sums is None else [sums.worst(statistics)]
     if sort_sticks:
         statistics = statistics.take(by_size(statistics))
     posterior = _update(prior, statistics, scatter)
-    bound = fetched(_bound(posterior, statistics))
+    return Step(statistics, posterior, torch.stack([_bound(posterior, statistics), *told]))
+
+
+def _pass(passes: Passes, now: Ascent, sums: ColumnSums | None, tol: float) -> Ascent:
+    """Return where one more pass leads to."""
+    step = passes.after(now.posterior)
+    told = step.told if passes.differs is None else torch.cat([step.told, passes.differs[None]])
+    bound, *more = fetched(told)
+    if sums is not None:
+        sums.judge(more[0], step.statistics, now.n_passes + 1)
+    if passes.differs is not None:
+        passes.trust(more[-1])
     if not math.isfinite(bound):
-        variational.check(posterior)
-    bound = rows.blocks.group.agreed(bound)
+        variational.check(step.posterior)
+    bound = passes.rows.blocks.group.agreed(bound)
     change, settled = bound - now.reference, now.fast and bound - now.reference < tol  # it may fall by what they err
     return Ascent(
-        posterior,
-        statistics,
+        step.posterior,
+        step.statistics,
         (*now.lower_bounds, bound),
         change,
         -math.inf if settled else bound,

@@ -214,8 +214,11 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         reason = kernels.left(backend, self.covariance_type, self._arithmetic(blocks.parts), blocks.dtypes)
         if reason is not None:
             name, passed_over = "torch", passed_over | {name: reason}
-        reasons = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())
-        log.info("backend %s on %s%s", name, device, reasons)
+        if isinstance(backend, kernels.Chosen):  # which says it when it has seen the first rows
+            backend.passes = ("statistics",) if fitting else backend.passes  # labels of a k-means start are no pass
+        else:
+            reasons = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())
+            log.info("backend %s on %s%s", name, device, reasons)
         if self.precision != "high" and (reason is not None or "fast" not in backend.PRECISIONS):
             log.info("backend %s has one arithmetic: precision %r changes nothing", name, self.precision)
         return given, blocks, backend, name

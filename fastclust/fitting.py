@@ -11,6 +11,7 @@ from fastclust.blocks import Blocks
 from fastclust.fitted import FittedMixture, overflow
 from fastclust.rows import Rows, centre_of, scatter_about, unclaimed_scatter
 from fastclust.summary import Summary
+from fastclust.sums import ColumnSums, checked, column_sums
 
 
 class FittingMixture(FittedMixture):
@@ -57,6 +58,12 @@ class FittingMixture(FittedMixture):
     def _scatter(self, summary: Summary, rows: Rows) -> torch.Tensor | None:
         """Return the scatter of all rows (D, D) for tied covariance, in the passes' coordinates."""
         return scatter_about(summary, rows).to(rows.blocks.device) if self.covariance_type == "tied" else None
+
+    def _column_sums(self, summary: Summary, rows: Rows, name: str) -> ColumnSums | None:
+        """Return what each pass over rows has to sum to; None where that is not looked at."""
+        if not checked(rows.blocks.device):
+            return None
+        return column_sums(summary, rows, self.covariance_type, name)
 
     def _set_map(self, summary: Summary) -> None:
         """Set the affine map from stored to mixture values."""

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans, kmeans_plusplus
 
-from fastclust.kernels import Coefficients, CovarianceType, Statistics
+from fastclust.kernels import Coefficients, CovarianceType, Plan, Statistics
+from fastclust.kernels.memory import share_of_free
 from fastclust.kernels.threads import over_parts
 from fastclust.rows import Rows
+from fastclust.seeding import plus_plus
 
 log = logging.getLogger("fastclust")
 
@@ -26,7 +28,9 @@ KMEANS_ROWS = 200_000  # rows that k-means runs on
 KMEANS_PASSES = 30
 KMEANS_TOL = 1e-4  # of the mean variance of a column: scikit-learn's KMeans stops there too
 SORTED = 2048  # rows that are sorted by label at a time: they are read again from the second-level cache
-CHUNK = 1 << 14  # rows whose responsibilities are held at a time
+CHUNK = 1 << 14  # rows whose responsibilities are held at a time on the CPU
+CHUNK_BYTES = 1 << 30  # of responsibilities and moments of a chunk on an accelerator; less where less is free
+LEAST_CHUNK = 1024  # rows
 
 
 def kmeans(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
@@ -41,15 +45,18 @@ def kmeans(rows: Rows, n_components: int, kind: CovarianceType, random: np.rando
     mean = (share @ sample.double()) / share.sum()
     enough = KMEANS_TOL * float((share @ (sample.double() - mean).square()).mean() / share.sum())
     plain = rows.in_own_frame()
+    size = _chunk_rows(rows, n_components)
     for _ in range(KMEANS_PASSES):
-        parts = zip(torch.split(sample, CHUNK), torch.split(share, CHUNK), strict=True)
-        found = reduce(add, (_hard(plain, part, w, centres, "tied") for part, w in parts))
+        parts = zip(torch.split(sample, size), torch.split(share, size), strict=True)
+        plan = _nearest(plain, centres)
+        found = reduce(add, (_hard(plain, plan, part, w, centres, "tied") for part, w in parts))
         moved = torch.where(found.nk[:, None] > 0, found.sx / found.nk[:, None].clamp(min=1e-300), centres)
         step = float((moved - centres).square().sum())
         centres = moved
         if step <= enough:
             break
-    return rows.everywhere(reduce(add, (_hard(rows, part, w, centres, kind) for part, w in _chunks(rows))))
+    plan, chunks = _nearest(rows, centres), _chunks(rows, n_components)
+    return rows.everywhere(reduce(add, (_hard(rows, plan, part, w, centres, kind) for part, w in chunks)))
 
 
 def seeds(rows: Rows, n_components: int, kind: CovarianceType, random: np.random.RandomState) -> Statistics:
@@ -68,7 +75,7 @@ def kmeans_on_host(rows: Rows, n_components: int, kind: CovarianceType, random: 
     centres = rows.read(torch.from_numpy(model.cluster_centers_).to(device)).double()
     on_device = torch.from_numpy(labels).to(device)
     found, low = [], 0
-    for part, w in _chunks(rows):
+    for part, w in _chunks(rows, n_components):
         r = _one_hot(on_device[low : low + len(part)], n_components)
         found.append(_moments(rows, part, r, w, centres, kind))
         low += len(part)
@@ -98,7 +105,7 @@ def random(rows: Rows, n_components: int, kind: CovarianceType, random: np.rando
 
     for others in counts[: rows.blocks.group.rank]:
         _pass_over(random, others * n_components)
-    found = reduce(add, (drawn(part, w) for part, w in _chunks(rows)))
+    found = reduce(add, (drawn(part, w) for part, w in _chunks(rows, n_components)))
     for others in counts[rows.blocks.group.rank + 1 :]:
         _pass_over(random, others * n_components)
     return rows.everywhere(found)
@@ -161,9 +168,12 @@ def _seeds(
     sample, weights = group.joined(rows.read(rows.blocks.take(index))), rows.blocks.weights_of(index)
     weights = None if weights is None else group.joined(weights)
     few = torch.from_numpy(random.permutation(len(sample))[:seed_rows]).to(sample.device)
-    few_weights = None if weights is None else weights[few].cpu().numpy()
-    found, _ = kmeans_plusplus(sample[few].cpu().numpy(), n_components, sample_weight=few_weights, random_state=random)
-    return torch.from_numpy(found).to(sample.device), sample, weights
+    some, w = sample[few], None if weights is None else weights[few]
+    if some.device.type != "cpu":
+        return some[plus_plus(some, n_components, w, random)], sample, weights
+    on_host = None if w is None else w.numpy()
+    found, _ = kmeans_plusplus(some.numpy(), n_components, sample_weight=on_host, random_state=random)
+    return torch.from_numpy(found), sample, weights
 
 
 def _on_host(rows: Rows) -> tuple[np.ndarray, np.ndarray | None]:
@@ -176,16 +186,20 @@ def _on_host(rows: Rows) -> tuple[np.ndarray, np.ndarray | None]:
     return X, weights
 
 
-def _hard(
-    rows: Rows, part: torch.Tensor, w: torch.Tensor | None, centres: torch.Tensor, kind: CovarianceType
-) -> Statistics:
-    """Return the statistics of rows that belong to their nearest centre whole."""
+def _nearest(rows: Rows, centres: torch.Tensor) -> Plan:
+    """Return the plan of an E-step whose most probable component of a row is its nearest centre; centres: (K, D)."""
     # Any precision gives the same nearest centre. This one keeps the numbers small, and being a power of four it rounds
     # none of them, nor does its root: rows as far from one centre as from another stay so.
     scale = centres.square().sum(1).max().clamp(min=1e-30).reciprocal().log2().div(2).floor().mul(2).exp2()
     zeros = torch.zeros(len(centres), dtype=torch.float64, device=centres.device)
-    nearest = Coefficients("spherical", zeros, centres, zeros + scale)
-    labels, _ = rows.backend.assign(part, nearest, rows.frame, rows.dtype, rows.block_rows)
+    return rows.plan(Coefficients("spherical", zeros, centres, zeros + scale))
+
+
+def _hard(
+    rows: Rows, plan: Plan, part: torch.Tensor, w: torch.Tensor | None, centres: torch.Tensor, kind: CovarianceType
+) -> Statistics:
+    """Return the statistics of rows that belong to their nearest centre, as a plan finds it, whole."""
+    labels, _ = plan.assign(part)
     if part.device.type == "cpu" and kind != "full":
         return _moments_by_label(rows, part, labels, w, len(centres), kind)
     return _moments(rows, part, _one_hot(labels, len(centres)), w, centres, kind)
@@ -264,7 +278,18 @@ def _moments(
     return rows.backend.moments(part, r, kind, about, rows.frame, rows.dtype)
 
 
-def _chunks(rows: Rows) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+def _chunk_rows(rows: Rows, n_components: int) -> int:
+    """Return how many rows' responsibilities are held at a time; a power of two, so that few sums depend on memory."""
+    device = rows.blocks.device
+    if device.type == "cpu":
+        return CHUNK
+    # One-hot responsibilities, as bool and float64, and with weights; a row and its square in float64.
+    row_bytes = 17 * n_components + 16 * rows.blocks.n_features
+    return int(max(LEAST_CHUNK, 1 << max(share_of_free(device, CHUNK_BYTES) // row_bytes, 1).bit_length() - 1))
+
+
+def _chunks(rows: Rows, n_components: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    size = _chunk_rows(rows, n_components)
     for block, weights in rows.blocks.weighted():
-        for low in range(0, len(block), CHUNK):
-            yield block[low : low + CHUNK], None if weights is None else weights[low : low + CHUNK]
+        for low in range(0, len(block), size):
+            yield block[low : low + size], None if weights is None else weights[low : low + size]

@@ -12,7 +12,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
-from fastclust import engine, memo
+from fastclust import engine, kernels, memo
 from fastclust.arrays import Given, host
 from fastclust.blocks import Blocks
 from fastclust.checkpoint import Checkpoint, State
@@ -139,7 +139,8 @@ class Mixture(FittingMixture):
             unit = self._unit(summary)
             self._set_posterior(best.posterior, rows, [bound / unit for bound in best.lower_bounds], best.converged)
             self.lower_bound_per_row_ = self.lower_bound_ * unit / summary.total
-            self.last_new_batch_, self.backend_, self.device_ = self.n_iter_, name, str(blocks.device)
+            self.last_new_batch_, self.device_ = self.n_iter_, str(blocks.device)
+            self.backend_ = kernels.ran(backend, name)
             counts, labels = self._counted(rows, labelled)
         self._keep({} if best.statistics is None else {WHOLE: memo.remember(best.statistics, summary, counts)}, counts)
         self._present(given)
@@ -158,6 +159,7 @@ class Mixture(FittingMixture):
     ) -> engine.Ascent:
         """Return where the best of the starts led to; found: where to go on from."""
         prior, scatter = set_priors(self, rows, summary), self._scatter(summary, rows)
+        adding_up = self._column_sums(summary, rows, name)
         fast = self.precision == "mixed" and name != "torch" and "fast" in rows.backend.PRECISIONS
         random, fast = rows.blocks.group.first((check_random_state(self.random_state), fast))
         best = None if found is None else found.best
@@ -192,6 +194,7 @@ class Mixture(FittingMixture):
                 tol=self._enough(summary),
                 max_passes=self.max_iter,
                 sort_sticks=self.sort_sticks,
+                sums=adding_up,
                 on_pass=after_pass,
             )
             self._say_end(start, now)
@@ -257,6 +260,9 @@ class Mixture(FittingMixture):
         else:
             posterior = self._posterior(rows)
         found = rows.statistics(engine.coefficients(posterior))
+        adding_up = self._column_sums(here, rows, name)
+        if adding_up is not None:
+            adding_up.check(found, 1 if first else self.n_iter_ + 1)
         reference = next((torch.from_numpy(one["about"]) for one in batches.values()), found.about)
         empty = torch.zeros(len(found.nk), dtype=torch.int64)
         batches[key] = memo.remember(found.moved(reference.to(blocks.device)), here, empty)
@@ -276,7 +282,7 @@ class Mixture(FittingMixture):
         self._set_posterior(posterior, rows, bounds, settled)
         self.lower_bound_per_row_ = bound * unit / summary.total
         self.last_new_batch_ = last_new
-        self.backend_, self.device_ = name, str(blocks.device)
+        self.backend_, self.device_ = kernels.ran(backend, name), str(blocks.device)
         batches[key]["counts"] = host(self._counted(rows)[0])
         self._keep(batches)
         return given

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from fastclust.blocks import Blocks
-from fastclust.kernels import Backend, Coefficients, Frame, Precision, Statistics
+from fastclust.kernels import Backend, Coefficients, Frame, Plan, Precision, Statistics
 from fastclust.kernels.duplicates import merge
 from fastclust.kernels.threads import one_thread_where_small
 from fastclust.pieces import Pieces
@@ -63,32 +63,34 @@ class Rows:
         with one_thread_where_small(coefficients.precision):
             merged = merge(coefficients) if worth_it and self.blocks.device.type == "cpu" else None
         here = coefficients if merged is None else merged.coefficients
-        found = reduce(
-            add,
-            (
-                part
-                for block, weights in self.blocks.weighted()
-                for _, part in self.pieces.over(block, self.block_rows, partial(self._statistics, block, weights, here))
-            ),
-        )
-        found = self.everywhere(found)
+        plan = self.plan(here)
+        self.read_into(plan)
+        found = self.everywhere(plan.result())
         if merged is None:
             return found
         with one_thread_where_small(coefficients.precision):
             return merged.apart(found)
 
+    def read_into(self, plan: Plan) -> list[int]:
+        """Add all rows of this process to a plan; return how many there were in each piece."""
+        sizes = []
+        for block, weights in self.blocks.weighted():
+            for piece, _ in self.pieces.over(block, self.block_rows, partial(_add, plan, block, weights)):
+                sizes.append(piece.stop - piece.start)
+        return sizes
+
     def assigned(self, coefficients: Coefficients) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Iterate over blocks (n, D) with their rows' most probable components (n,) int32 and log-densities (n,)."""
+        plan = self.plan(coefficients)
         for block in self.blocks:
-            label = partial(self._shown, self.backend.assign, block, coefficients)
-            for piece, (labels, density) in self.pieces.over(block, self.block_rows, label):
+            for piece, (labels, density) in self.pieces.over(block, self.block_rows, partial(_of, plan.assign, block)):
                 yield block[piece], labels, density
 
     def responsibilities(self, coefficients: Coefficients) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Iterate over blocks (n, D) with their rows' responsibilities (n, K)."""
+        plan = self.plan(coefficients)
         for block in self.blocks:
-            share = partial(self._shown, self.backend.responsibilities, block, coefficients)
-            for piece, r in self.pieces.over(block, self.block_rows, share):
+            for piece, r in self.pieces.over(block, self.block_rows, partial(_of, plan.responsibilities, block)):
                 yield block[piece], r
 
     def everywhere(self, found: Statistics) -> Statistics:
@@ -112,20 +114,21 @@ class Rows:
         zero = torch.zeros_like(self.offset)
         return replace(self, offset=zero, scale=zero + 1, centre=zero)
 
-    def _statistics(
-        self, block: torch.Tensor, weights: torch.Tensor | None, coefficients: Coefficients, piece: slice
-    ) -> Statistics:
-        some = None if weights is None else weights[piece]
-        return self.backend.statistics(
-            block[piece], coefficients, self.frame, self.dtype, some, self.block_rows, self.precision
-        )
-
-    def _shown(self, what: Callable[..., T], block: torch.Tensor, coefficients: Coefficients, piece: slice) -> T:
-        return what(block[piece], coefficients, self.frame, self.dtype, self.block_rows, self.precision)
+    def plan(self, coefficients: Coefficients) -> Plan:
+        """Return the backend's plan of an E-step over rows in this frame."""
+        return self.backend.prepare(coefficients, self.frame, self.dtype, self.precision, self.block_rows)
 
     def read(self, stored: torch.Tensor) -> torch.Tensor:
         """Return stored rows (n, D) in the passes' coordinates and dtype."""
         return self.frame.read(stored, torch.empty(stored.shape, dtype=self.dtype, device=stored.device))
+
+
+def _add(plan: Plan, block: torch.Tensor, weights: torch.Tensor | None, piece: slice) -> None:
+    plan.add(block[piece], None if weights is None else weights[piece])
+
+
+def _of(what: Callable[[torch.Tensor], T], block: torch.Tensor, piece: slice) -> T:
+    return what(block[piece])
 
 
 def centre_of(summary: Summary, offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

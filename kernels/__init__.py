@@ -1,15 +1,19 @@
 """Sufficient statistics of a Gaussian mixture, by backend.
 
-A backend is a module with one function for each thing that has to see rows, and `unavailable(device)`, which says
-why it cannot run on a device, or None where it can:
+A backend is a package with a file an operation, and `unavailable(device)`, which says why it cannot run on a device,
+or None where it can:
 
-    statistics(rows, coefficients, frame, dtype)            E-step and sums in one pass: `Statistics`
+    plan = prepare(coefficients, frame, dtype, precision)   one E-step, whatever follows from its coefficients alone
+    plan.add(rows, weights)                                 E-step and sums, block by block
+    plan.result()                                           the sums of all blocks: `Statistics`
+    plan.assign(rows)                                       the most probable component and the log-density of a row
+    plan.responsibilities(rows)                             (n, K)
     moments(rows, responsibilities, ...)                    the same sums, for responsibilities that are given
-    assign(rows, coefficients, frame, dtype)                the most probable component and the log-density of a row
-    responsibilities(rows, coefficients, frame, dtype)      (N, K)
 
 One that leaves passes over some rows to the torch backend has `why_not(covariance_type, dtype, stored)` too.
 PRECISIONS are the arithmetics that it has for products over rows.
+
+On a GPU a backend is believed after a proof (`fastclust.kernels.proof`), and "auto" is the first that has one.
 
 Backends know no priors: `fastclust.kernels.contract` says what they get and what they give back.
 """
@@ -17,19 +21,37 @@ Backends know no priors: `fastclust.kernels.contract` says what they get and wha
 if __name__ != "fastclust.kernels":
     raise ImportError(f"these kernels are fastclust.kernels and cannot be imported as {__name__!r}")
 
-from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
-from fastclust.kernels.table import AUTOMATIC, BACKENDS, Backend, available, left, select
+from fastclust.kernels.chosen import Chosen
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Plan, Precision, Statistics
+from fastclust.kernels.table import (
+    AUTOMATIC,
+    BACKENDS,
+    Backend,
+    available,
+    left,
+    module,
+    ran,
+    select,
+    statistics,
+    usable,
+)
 
 __all__ = [
     "AUTOMATIC",
     "BACKENDS",
     "Backend",
+    "Chosen",
     "Coefficients",
     "CovarianceType",
     "Frame",
+    "Plan",
     "Precision",
     "Statistics",
     "available",
     "left",
+    "module",
+    "ran",
     "select",
+    "statistics",
+    "usable",
 ]

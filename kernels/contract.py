@@ -12,7 +12,7 @@ with y_n = (x_n - shift) * scale, the frame in which a row x_n is read.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -135,3 +135,61 @@ class Statistics:
         """Return the statistics of the same rows in coordinates that are `factor` times as large."""
         sxx = None if self.sxx is None else self.sxx * factor**2
         return replace(self, sx=self.sx * factor, sxx=sxx, about=self.about * factor)
+
+
+class Plan(Protocol):
+    """One E-step, ready to read rows (n, D) of any float dtype, as they are stored, and the sums of those read so far.
+
+    What follows from the coefficients alone, and room for sums, is made once, by a backend's `prepare`, and not for
+    every block of rows.
+
+    A plan may be `Renewable`.
+    """
+
+    def add(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Add the statistics of rows (n, D); weights (n,) count a row w_n times.
+
+        Where it raises torch.OutOfMemoryError, none of these rows has been added.
+        """
+
+    def result(self) -> Statistics:
+        """Return the statistics of all rows added so far. Raises ValueError where there were none."""
+
+    def assign(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return for each row its most probable component (n,) int32, the first of equals, and ln sum_k rho_nk (n,)."""
+
+    def responsibilities(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the responsibilities (n, K)."""
+
+
+class Renewable(Plan, Protocol):
+    """A plan that takes other coefficients in place, so that a CUDA graph can read its sums and write its tables.
+
+    renewable: whether it can, with rows of the kinds added so far.
+    """
+
+    @property
+    def renewable(self) -> bool: ...
+
+    def renew(self, coefficients: Coefficients) -> None:
+        """Take other coefficients of the same shapes, on the device alone, at the same addresses; forget the rows."""
+
+    def clear(self) -> None:
+        """Forget the rows, on the host alone: what a replay of what `renew` does on the device leaves to be done."""
+
+
+class Totals:
+    """What a plan has whose blocks of rows are summed one by one: the sum of their statistics."""
+
+    def __init__(self) -> None:
+        self._total: Statistics | None = None
+
+    def keep(self, found: Statistics) -> None:
+        """Add the statistics of a block."""
+        self._total = found if self._total is None else self._total + found
+
+    def result(self) -> Statistics:
+        """Return the statistics of all rows added so far. Raises ValueError where there were none."""
+        if self._total is None:
+            raise ValueError("no rows were added")
+        return self._total

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics
+from fastclust.kernels.contract import Coefficients, CovarianceType, Frame, Precision, Statistics, Totals
 
 PRECISIONS: tuple[Precision, ...] = ("high",)
 
@@ -34,14 +34,43 @@ def log_rho(rows: torch.Tensor, coefficients: Coefficients, frame: Frame) -> tor
     return coefficients.offset - 0.5 * square
 
 
+class Plan(Totals):
+    """The oracle as a plan: every call is the definition's."""
+
+    def __init__(self, coefficients: Coefficients, frame: Frame, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._given = coefficients, frame, dtype
+
+    def add(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Add the statistics of rows (n, D)."""
+        self.keep(statistics(rows, *self._given, weights))
+
+    def assign(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the most probable component (n,) int32 and the log-density (n,)."""
+        return assign(rows, *self._given)
+
+    def responsibilities(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the responsibilities (n, K)."""
+        return responsibilities(rows, *self._given)
+
+
+def prepare(
+    coefficients: Coefficients,
+    frame: Frame,
+    dtype: torch.dtype,
+    precision: Precision = "high",
+    block_rows: int | None = None,
+) -> Plan:
+    """Return the plan of an E-step."""
+    return Plan(coefficients, frame, dtype)
+
+
 def statistics(
     rows: torch.Tensor,
     coefficients: Coefficients,
     frame: Frame,
     dtype: torch.dtype,
     weights: torch.Tensor | None = None,
-    block_rows: int | None = None,
-    precision: Precision = "high",
 ) -> Statistics:
     """Return the statistics of rows (N, D)."""
     ln_rho = log_rho(rows, coefficients, frame)
@@ -82,8 +111,6 @@ def assign(
     coefficients: Coefficients,
     frame: Frame,
     dtype: torch.dtype,
-    block_rows: int | None = None,
-    precision: Precision = "high",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable component (N,) int32 and the log-density (N,)."""
     ln_rho = log_rho(rows, coefficients, frame)
@@ -95,8 +122,6 @@ def responsibilities(
     coefficients: Coefficients,
     frame: Frame,
     dtype: torch.dtype,
-    block_rows: int | None = None,
-    precision: Precision = "high",
 ) -> torch.Tensor:
     """Return the responsibilities (N, K)."""
     return torch.softmax(log_rho(rows, coefficients, frame), 1).to(dtype)

@@ -1,6 +1,6 @@
 """A stand-in for CuPy that runs kernels on the CPU: g++ compiles the sources, `cuda_on_cpu.h` runs the threads.
 
-What `fastclust.kernels.cupy_launch` calls is here, under CuPy's names, and memory that shows what is read beyond it.
+What `fastclust.kernels.cuda.launch` calls is here, under CuPy's names, and memory that shows what is read beyond it.
 """
 
 import ctypes

@@ -10,8 +10,23 @@ import pytest
 import torch
 from test_extract import photographs
 
-from benchmarks import data, extraction, gpu, growth, pairs, passes, peers, plot, run, table, tiles, timing
-from benchmarks.cases import GPU_BACKENDS, Case, suite
+from benchmarks import (
+    card_tests,
+    data,
+    extraction,
+    gpu,
+    growth,
+    pairs,
+    passes,
+    peers,
+    plot,
+    processes,
+    run,
+    table,
+    tiles,
+    timing,
+)
+from benchmarks.cases import Case, suite
 from fastclust.kernels import torch as plain
 
 CPU = torch.device("cpu")
@@ -44,30 +59,31 @@ def test_a_pass_is_verified_and_timed_on_any_device(case):
 
 
 def test_a_pass_that_is_wrong_or_fails_or_has_no_kernel_is_not_timed(monkeypatch):
-    right = plain.statistics
+    right = plain.Plan.result
 
-    def too_many(*arguments, **named):
-        found = right(*arguments, **named)
+    def too_many(plan):
+        found = right(plan)
         return replace(found, nk=found.nk * 1.001)
 
-    monkeypatch.setattr(plain, "statistics", too_many)
+    monkeypatch.setattr(plain.Plan, "result", too_many)
     record = passes.run_case(TINY, CPU)
     assert "nk: 1.0e-03" in record["refused"]
     assert "all rows: 1.0e-03" in record["refused"]
+    assert "statistics" in passes.run_case(TINY, CPU, refuse=False), "it is timed where that was asked for"
 
-    def another_each_time(*arguments, **named):
-        found = right(*arguments, **named)
+    def another_each_time(plan):
+        found = right(plan)
         return replace(found, entropy=found.entropy * (1 + 1e-9 * next(count)))
 
     count = itertools.count()
-    monkeypatch.setattr(plain, "statistics", another_each_time)
+    monkeypatch.setattr(plain.Plan, "result", another_each_time)
     unsteady = passes.run_case(TINY, CPU)
     assert unsteady["repeatable"] is False
 
-    monkeypatch.setattr(plain, "statistics", lambda *arguments, **named: 1 / 0)
+    monkeypatch.setattr(plain.Plan, "result", lambda plan: 1 / 0)
     broken = passes.run_case(TINY, CPU)
     assert broken["failed"] == "ZeroDivisionError: division by zero"
-    monkeypatch.setattr(plain, "why_not", lambda stored, dtype: f"no kernel for {stored}", raising=False)
+    monkeypatch.setattr(plain, "why_not", lambda kind, dtype, stored: f"no kernel for {stored}", raising=False)
     assert passes.run_case(TINY, CPU)["left_out"] == "no kernel for torch.float32"
     fast = passes.run_case(replace(TINY, precision="fast"), CPU)
     assert fast["left_out"] == "backend torch has no precision 'fast'"
@@ -88,7 +104,7 @@ def test_after_its_time_a_process_starts_no_case(tmp_path):
 def test_a_process_that_dies_or_hangs_leaves_a_record_of_every_case(monkeypatch):
     (stopped,) = gpu.run_backend([TINY], "cpu", 0.01 - gpu.GRACE)
     assert "was stopped" in stopped["failed"]
-    monkeypatch.setattr(gpu.sys, "executable", "/bin/false")
+    monkeypatch.setattr(processes.sys, "executable", "/bin/false")
     first, second = gpu.run_backend([TINY, replace(TINY, n=300)], "cpu", 10)
     assert first["failed"].startswith("its process ended with 1")
     assert second["n"] == 300
@@ -98,12 +114,18 @@ def test_a_process_that_dies_or_hangs_leaves_a_record_of_every_case(monkeypatch)
 def on_a_card_that_is_not_there(tmp_path_factory):
     """The whole of the GPU's run on the CPU: torch, triton in its interpreter, and a backend whose tests failed."""
     in_a_process = gpu.run_backend
-    results = {
-        "torch": {"passed": 3, "failed": 0, "skipped": 0},
-        "triton": {"passed": 2, "failed": 0, "skipped": 1},
-        "cupy": {"passed": 2, "failed": 1, "skipped": 0},
+    ids = {
+        "torch": ["test_one[diag]", "test_one[full]"],
+        "triton": ["test_one[diag]", "test_two[1-diag]"],
+        "cupy": ["test_one[diag]", "test_two"],
     }
+    nothing = {"passed": [], "skipped": [], "failed": {}, "not_done": []}
+    results = {name: card_tests.summary([(nothing | {"passed": some}, None)]) for name, some in ids.items()}
+    broken = {"failed": {"test_two[full]": {"error": "assert 1 < 0"}}}
+    results["torch"] = card_tests.summary([(nothing | {"passed": ids["torch"][:1]} | broken, None)])
+    results["cupy"] = card_tests.summary([(nothing | {"failed": {"test_two": {}}, "passed": ids["cupy"]}, None)])
     cases = [replace(TINY, n=200, d=8, k=4, backend=backend) for backend in results]
+    cases.insert(0, replace(cases[0], covariance="full"))
     with pytest.MonkeyPatch.context() as patch:
 
         def run_backend(cases, *more):
@@ -115,7 +137,7 @@ def on_a_card_that_is_not_there(tmp_path_factory):
 
         patch.setattr(gpu, "run_backend", run_backend)
         patch.setattr(
-            gpu, "run_tests", lambda tests, seconds: {name: results[name] for name in tests if name in results}
+            card_tests, "run_tests", lambda tests, seconds: {name: results[name] for name in tests if name in results}
         )
         about = gpu.run(cases, device="cpu", seconds=180)
     return run.describe("gpu") | about
@@ -124,17 +146,24 @@ def on_a_card_that_is_not_there(tmp_path_factory):
 def test_the_gpus_run_times_every_backend_whose_tests_passed(on_a_card_that_is_not_there):
     record = on_a_card_that_is_not_there
     pytest.importorskip("triton")
-    plain_one, triton, cupy = record["cases"]
+    full, plain_one, triton, cupy = record["cases"]
     for one in (plain_one, triton):
         assert one["repeatable"]
         assert max(one["errors"].values()) < 1e-4
-        assert one["share_of_floor"] == pytest.approx(one["floor_seconds"] / one["statistics"]["median"], rel=1e-2)
+        for floor in ("floor", "split_floor"):
+            share = one[f"{floor}_seconds"] / one["statistics"]["median"]
+            assert one[f"share_of_{floor}"] == pytest.approx(share, rel=1e-2)
+        assert one["split_floor_seconds"] > one["floor_seconds"]
+        assert one["assign"]["median"] > 0
+    assert full["refused"] == "1 of its tests of full failed"
     assert "times_torch" not in plain_one, "it is what the others are compared with"
     ratio = plain_one["statistics"]["median"] / triton["statistics"]["median"]
     assert triton["times_torch"] == pytest.approx(ratio, rel=1e-3)
-    assert cupy["refused"] == "1 of its tests failed"
+    assert cupy["refused"] == "1 of its tests of diag failed", "a test that names no kind is of all"
     assert "statistics" not in cupy
-    assert set(record["matrix_products_gflop_per_second"]) == {"float32", "tf32", "float16", "bfloat16"}
+    dtypes = {"float64", "float32", "tf32", "float16", "bfloat16"}
+    assert set(record["matrix_products_gflop_per_second"]) == dtypes
+    assert record["read_gbytes_per_second"] > 0
 
 
 def test_the_gpus_record_is_a_table(on_a_card_that_is_not_there):
@@ -144,30 +173,96 @@ def test_the_gpus_record_is_a_table(on_a_card_that_is_not_there):
     assert text.startswith("Some Card, driver 1.2.")
     assert "triton 2 passed, 0 failed" in text
     assert "| diag | 200 float32 | cupy | high | refused |" in text
-    assert text.count("\n| ") == 4
+    assert text.count("\n| ") == 5
+    assert f"| {record['cases'][1]['share_of_split_floor']:.0%} |" in text
 
 
-def test_the_tests_of_a_backend_decide_whether_it_is_timed(tmp_path):
-    good, bad, none = (tmp_path / f"test_{name}.py" for name in ("good", "bad", "none"))
-    good.write_text("import pytest\ndef test_one(): pass\ndef test_two(): pytest.skip('no')\n")
-    bad.write_text("def test_three(): assert False\n")
+def test_the_tests_of_a_backend_decide_which_kinds_are_timed(tmp_path):
+    some, none = (tmp_path / f"test_{name}.py" for name in ("some", "none"))
+    some.write_text(
+        "import pytest, time\n"
+        "@pytest.mark.parametrize('kind', ['diag', 'full', 'tied'])\n"
+        "def test_sums(kind): assert max([3e-3 * (kind == 'full')]) < 2e-5\n"
+        "@pytest.mark.parametrize('n', [1])\n"
+        "def test_spherical_rows(n): pytest.skip('no')\n"
+    )
     none.write_text("")
-    found = gpu.run_tests({"a": [[str(good)], [str(bad)]], "b": [[str(none)]], "c": [["nowhere.py"]]}, 60)
-    assert found["a"] == {"passed": 1, "failed": 1, "skipped": 1}
-    assert gpu.refusal(found["a"]) == "1 of its tests failed"
-    assert gpu.refusal(found["b"]) == "no test of it ran"
-    assert "pytest ended with 4" in str(gpu.refusal(found["c"]))
-    assert gpu.refusal({"passed": 1, "failed": 0, "skipped": 1}) is None
-    late = gpu.run_tests({"a": [[str(good)]]}, 0.01)["a"]
-    assert "not done after 0 s" in str(gpu.refusal(late))
+    found = card_tests.run_tests({"a": [[str(some)]], "b": [[str(none)]], "c": [["nowhere.py"]]}, 60)
+    a = found["a"]
+    assert (a["passed"], a["failed"], a["skipped"]) == (2, 1, 1)
+    (failure,) = a["failures"]
+    assert failure["id"].endswith("test_sums[full]")
+    assert failure["times"] == 150
+    assert card_tests.refusal(a) == "1 of its tests failed"
+    assert card_tests.refusal(a, "full") == "1 of its tests of full failed"
+    assert card_tests.refusal(a, "diag") is None
+    assert card_tests.refusal(a, "spherical") == "no test of spherical of it ran", "it was skipped"
+    assert card_tests.refusal(found["b"]) == "no test of it ran"
+    assert "pytest ended with 4" in str(card_tests.refusal(found["c"], "diag"))
+    late = card_tests.run_tests({"a": [[str(some)]]}, 0.01)["a"]
+    assert "not done after 0 s" in str(card_tests.refusal(late, "diag"))
+
+
+def test_tests_that_a_killed_run_did_not_end_forbid_their_kind_alone(tmp_path):
+    hangs = tmp_path / "test_hangs.py"
+    hangs.write_text(
+        "import pytest, time\n"
+        "@pytest.mark.parametrize('kind', ['diag', 'full'])\n"
+        "def test_sums(kind): kind == 'diag' or time.sleep(60)\n"
+    )
+    found = card_tests.run_tests({"a": [[str(hangs)]]}, 8)["a"]
+    assert card_tests.refusal(found, "diag") is None
+    assert card_tests.refusal(found, "full") == "1 of its tests of full failed"
+    assert "not done after 8 s" in found["failures"][0]["error"]
+
+
+def test_a_worker_that_dies_is_a_failure_of_its_test(tmp_path):
+    pytest.importorskip("xdist")
+    dies = tmp_path / "test_dies.py"
+    dies.write_text("import os\ndef test_full(): os.abort()\ndef test_diag(): pass\n")
+    found = card_tests.run_tests({"a": [[str(dies), "-n", "1"]]}, 60)["a"]
+    assert card_tests.refusal(found, "full") == "1 of its tests of full failed"
+    assert card_tests.refusal(found, "diag") is None
+
+
+def test_a_test_names_its_kind_in_its_parameters_or_else_in_its_name():
+    for name, kind in (
+        ("tests/test_kernels.py::test_a_pass[triton-cuda-one row-full-torch.float32]", "full"),
+        ("tests/test_full_disk.py::test_it", None),
+        ("tests/a.py::test_diag_rows", "diag"),
+        ("tests/a.py::test_full_is_like_others[spherical-3]", "spherical"),
+        ("tests/a.py::test_full_and_diag", None),
+        ("tests/a.py::test_fully", None),
+    ):
+        assert card_tests.kind_of(name) == kind
 
 
 def test_every_backend_has_tests_of_its_own_on_a_gpu():
-    for backend in GPU_BACKENDS:
-        lists = gpu.tests_of(backend)
+    for backend in ("torch", "cupy"):
+        lists = card_tests.tests_of(backend)
         assert lists[-1] == ["tests/test_kernels.py", "-k", f"{backend}-cuda"]
-        assert all((gpu.ROOT / arguments[0]).exists() for arguments in lists)
-    assert gpu.tests_of("triton")[0][0] == "tests/triton_cases.py"
+        assert all((card_tests.ROOT / arguments[0]).exists() for arguments in lists)
+    linear, full = card_tests.tests_of("triton")
+    assert linear[:2] == full[:2] == ["tests/triton_cases.py", "tests/test_kernels.py"]
+    assert linear[3] == "(triton-cuda or triton_cases) and not compile and not full"
+    around = card_tests.around()
+    assert all((card_tests.ROOT / arguments[0]).exists() for lists in around.values() for arguments in lists)
+    assert {"tests/test_staging.py", "tests/test_no_waiting.py"} <= {lists[0][0] for lists in around.values()}
+
+
+def test_floors_count_split_products_as_often_as_they_are_made():
+    rates = {"tf32": 400.0, "bfloat16": 800.0}
+    diag = Case("relu", 10**6, 64, 50, "diag")
+    once = diag.flop / 1e9
+    for case, seconds in (
+        (diag, 3 * once / 400),
+        (replace(diag, precision="fast"), 3 * once / 800),
+        (replace(diag, dtype="float16"), 2.5 * once / 400),
+        (replace(diag, dtype="float16", precision="fast"), 3 * once / 800),
+        (replace(diag, covariance="full"), 3 * 16 * once / 400),  # D / 2 times the flop, half of them the E-step's
+    ):
+        assert case.split_floor_seconds(1e9, rates) == pytest.approx(seconds, rel=1e-12)
+    assert diag.split_floor_seconds(1e-3, rates) == pytest.approx(diag.bytes / 1e-3 / 1e9)
 
 
 def test_without_a_gpu_the_gpu_suite_says_so_in_one_line(monkeypatch, capsys, tmp_path):
@@ -325,7 +420,7 @@ def test_a_picture_has_its_points_where_they_belong():
 
 def test_what_no_gpu_has_run_is_said():
     names = [case.name for case in suite("gpu")]
-    assert len(set(names)) == len(names) == 20
+    assert len(set(names)) == len(names) == 14
     none = table.never_on_a_gpu([])
     assert none == "Never run on a GPU: torch, triton, cupy. There is no figure for one."
     timed = [{"cases": [{"name": name, "statistics": {}} for name in names]}]
@@ -362,6 +457,7 @@ def test_rates_of_a_device_are_those_of_its_dtypes():
     rate = timing.matrix_product_rate(CPU, "float64", 128)
     assert rate > 0
     assert timing.copy_bandwidth(CPU, 1 << 20) > 0
+    assert timing.read_bandwidth(CPU, 1 << 20) > 0
     assert not torch.backends.cuda.matmul.allow_tf32
     assert timing.spread([3.0, 1.0, 2.00004]) == {"median": 2.0, "min": 1.0, "max": 3.0}
     calls = []

@@ -11,7 +11,7 @@ import torch
 from benchmarks import data, pairs, run, table, verify
 from benchmarks.cases import suite
 from fastclust.kernels import Statistics
-from fastclust.kernels import numba as fastest
+from fastclust.kernels.contract import Totals
 
 SPREAD = {"median", "min", "max"}
 
@@ -51,15 +51,15 @@ def test_the_quick_suite_leaves_a_whole_record(tmp_path, capsys):
 
 
 def test_a_case_with_a_wrong_kernel_is_not_timed(tmp_path, monkeypatch, capsys):
-    right = fastest.statistics
+    right = Totals.result
 
-    def wrong(*arguments, **named) -> Statistics:
-        found = right(*arguments, **named)
+    def wrong(plan: Totals) -> Statistics:
+        found = right(plan)
         nk = found.nk.clone()
         nk[nk.argmin()] *= 1.001
         return replace(found, nk=nk)
 
-    monkeypatch.setattr(fastest, "statistics", wrong)
+    monkeypatch.setattr(Totals, "result", wrong)
     path = tmp_path / "quick.json"
     assert run.main(["--suite", "quick", "--out", str(path)]) == 1
     record = json.loads(path.read_text())

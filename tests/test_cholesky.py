@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastclust.kernels.numba_cholesky import inverse_roots
+from fastclust.kernels.numba.cholesky import inverse_roots
 from fastclust.variational import precisions_cholesky
 
 

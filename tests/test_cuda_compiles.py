@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastclust.kernels import cupy_launch as launch
+from fastclust.kernels.cuda import launch as launch
 
 KERNELS = ["assign", "statistics"]
 LARGEST, SMALLEST = launch.Shape(64, 4), launch.Shape(32, 1)

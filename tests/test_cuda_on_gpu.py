@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_kernels import TOLERANCE, _on_origin, errors, problem
 
+from fastclust import kernels
 from fastclust.kernels import Coefficients, Frame, Statistics
-from fastclust.kernels import cupy as backend
+from fastclust.kernels import cuda as backend
 from fastclust.kernels import torch as plain
 
 if not (torch.cuda.is_available() and importlib.util.find_spec("cupy")):
@@ -27,8 +28,8 @@ def on_host(statistics: Statistics) -> Statistics:
 @pytest.mark.parametrize("kind", ["diag", "spherical"])
 def test_a_million_rows_agree_with_float64_and_are_the_same_bits_again(kind: str) -> None:
     rows, coefficients = on_device(1_000_003, kind)
-    expected = plain.statistics(rows, coefficients, Frame(), torch.float64)
-    one, two = (backend.statistics(rows, coefficients, Frame(), torch.float32) for _ in range(2))
+    expected = kernels.statistics(plain, rows, coefficients, Frame(), torch.float64)
+    one, two = (kernels.statistics(backend, rows, coefficients, Frame(), torch.float32) for _ in range(2))
     assert max(errors(_on_origin(on_host(one)), _on_origin(on_host(expected))).values()) < TOLERANCE[torch.float32]
     for first, second in zip(vars(one).values(), vars(two).values(), strict=True):
         assert torch.equal(first, second)
@@ -36,7 +37,7 @@ def test_a_million_rows_agree_with_float64_and_are_the_same_bits_again(kind: str
 
 def test_a_launch_waits_for_its_own_stream_and_the_host_for_none() -> None:
     rows, coefficients = on_device(100_000)
-    expected = backend.statistics(rows, coefficients, Frame(), torch.float32)
+    expected = kernels.statistics(backend, rows, coefficients, Frame(), torch.float32)
     late, busy = torch.zeros_like(rows), torch.rand(4096, 4096, device="cuda")
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -45,7 +46,7 @@ def test_a_launch_waits_for_its_own_stream_and_the_host_for_none() -> None:
             for _ in range(20):
                 busy = busy @ busy / 4096
             late.copy_(rows)
-            found = backend.statistics(late, coefficients, Frame(), torch.float32)
+            found = kernels.statistics(backend, late, coefficients, Frame(), torch.float32)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()

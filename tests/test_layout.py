@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,18 +73,22 @@ MAY_IMPORT = {
         "fitted",
         "fitting",
         "group",
+        "kernels",
         "memo",
         "priors",
         "rows",
         "summary",
     },
-    "fitting": {"arrays", "blocks", "engine", "fitted", "initialise", "memo", "rows", "summary", "variational"},
+    "fitting": {"arrays", "blocks", "engine", "fitted", "initialise", "memo", "rows", "summary", "sums", "variational"},
     "fitted": {"arrays", "blocks", "engine", "group", "kernels", "memo", "model_file", "rows", "variational"},
     "checkpoint": {"arrays", "engine", "group", "kernels", "model_file", "summary", "variational"},
     "memo": {"arrays", "blocks", "kernels", "parts", "summary"},
     "priors": {"rows", "summary", "variational"},
-    "engine": {"kernels", "rows", "variational"},
-    "initialise": {"kernels", "rows"},
+    "engine": {"graph", "kernels", "rows", "sums", "variational"},
+    "graph": {"kernels", "rows", "variational"},
+    "sums": {"kernels", "rows", "summary"},
+    "initialise": {"kernels", "rows", "seeding"},
+    "seeding": set(),
     "atomic": set(),
     "layout": {"seal", "store"},
     "verify": {"store"},
@@ -208,7 +213,7 @@ MAY_IMPORT = {
     "views.comparison": {"fitted", "labels", "saved", "store", "views.transfer"},
     "views.agreement": {"labels", "picture"},
 }
-OWN_FILE_ONLY = {"triton", "cupy", "numba"}
+COMPILERS = {"triton": "triton", "cuda": "cupy", "numba": "numba"}  # by the package of kernels that alone has it
 
 
 def imported(path: Path) -> set[str]:
@@ -243,16 +248,28 @@ def test_modules_import_only_what_the_table_allows(path: Path) -> None:
     assert ours(imported(path)) & known <= MAY_IMPORT[name_of(path)]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT / "kernels"))
+)
 def test_kernels_import_kernels_only(path: Path) -> None:
     names = imported(path)
     assert ours(names) <= {"kernels"}
-    foreign = {name.split(".")[0] for name in names} & OWN_FILE_ONLY
-    assert foreign <= {path.stem.split("_")[0]}, f"{foreign} belongs in a kernel file of its own"
+    room = path.relative_to(ROOT / "kernels").parts[0]
+    foreign = {name.split(".")[0] for name in names} & set(COMPILERS.values())
+    assert foreign <= {COMPILERS.get(room)}, f"{foreign} belongs in the kernels' package for it"
+
+
+def test_every_package_of_kernels_is_installed() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    there = {path.parent.relative_to(ROOT / "kernels") for path in (ROOT / "kernels").rglob("*.py")}
+    names = {".".join(("fastclust.kernels", *folder.parts)) for folder in there}
+    assert names == {name for name in setuptools["packages"] if name.startswith("fastclust.kernels")}
+    named = {Path(one).suffix for one in setuptools["package-data"]["fastclust.kernels.cuda"]}
+    assert {path.suffix for path in (ROOT / "kernels" / "cuda").iterdir() if path.is_file()} <= named | {".py"}
 
 
 def test_importing_fastclust_loads_no_optional_compiler() -> None:
-    code = f"import sys, fastclust; print(sorted({OWN_FILE_ONLY!r} & set(sys.modules)))"
+    code = f"import sys, fastclust; print(sorted({set(COMPILERS.values())!r} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

@@ -1,11 +1,14 @@
-"""A pass on a GPU never waits for it, but for the bound: shown with fake CUDA tensors, which have no values to look at.
+"""A pass on a GPU waits for it once, for the bound and the error of its sums: shown with fake CUDA tensors.
 
-torch's fake tensors know shape, dtype and device, and raise where an operation needs a value. What they let through
-although a GPU would be waited for, the mode `NoWaiting` finds: copies from and to the host, checks of errors, masks as
-an index. The last test asks a real GPU, where there is one.
+torch's fake tensors have no values: they know shape, dtype and device, and raise where an operation needs a value. What
+they let through although a GPU would be waited for, the mode `NoWaiting` finds: copies from and to the host, checks of
+errors, masks as an index. The last test asks a real GPU, where there is one.
 """
 
+import importlib
 import importlib.util
+import pkgutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,11 +21,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastclust import DPGMM, engine
+from fastclust import DPGMM, engine, graph, kernels
 from fastclust.blocks import Blocks
-from fastclust.kernels import Coefficients, Frame
+from fastclust.kernels import Coefficients, Frame, chosen
 from fastclust.kernels import torch as plain
+from fastclust.kernels.contract import Totals
 from fastclust.rows import Rows
+from fastclust.sums import ColumnSums
 from fastclust.variational import IllDefinedCovarianceError, Posterior, Prior
 
 KINDS = ("full", "tied", "diag", "spherical")
@@ -57,13 +62,34 @@ class NoWaiting(TorchDispatchMode):
 class Kernel:
     """What stands for a compiled kernel: started over a grid, it says its name."""
 
-    def __init__(self, name: str, started: list[str]) -> None:
-        self.name, self.started = name, started
+    def __init__(self, name: str, say: Callable[[str], None]) -> None:
+        self.name, self.say = name, say
 
     def __getitem__(self, grid):
-        return lambda *given, **options: self.started.append(self.name)
+        return lambda *given, **options: self.say(self.name)
 
 
+def stand_in_for_triton(monkeypatch: pytest.MonkeyPatch, say: Callable[[str], None]) -> None:
+    """Have each kernel of the Triton backend say its name in place of being started, on a device that is an H200."""
+    import triton
+
+    from fastclust.kernels import triton as backend
+
+    names = [about.name for about in pkgutil.iter_modules(backend.__path__, f"{backend.__name__}.")]
+    for module in [importlib.import_module(name) for name in names]:  # all, before any would import a stand-in
+        for name, value in list(vars(module).items()):
+            if isinstance(value, triton.JITFunction):
+                monkeypatch.setattr(module, name, Kernel(name, say))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: H200)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+
+
+H200 = SimpleNamespace(
+    shared_memory_per_block_optin=232448,
+    shared_memory_per_multiprocessor=233472,
+    regs_per_multiprocessor=65536,
+    multi_processor_count=132,
+)
 WAITS = (Waited, DataDependentOutputException, DynamicOutputShapeException)
 
 
@@ -78,6 +104,7 @@ def _memory(monkeypatch):
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 1 << 30)
     monkeypatch.setattr("fastclust.blocks.lane_of", lambda device: None)  # the rows are there already
+    monkeypatch.setattr(graph, "recorder", lambda device, kind: None)  # tests/test_launches.py has one
 
 
 def a_pass(
@@ -106,19 +133,21 @@ def test_a_pass_waits_for_the_bound_alone(kind, weighted, dtype, monkeypatch):
     bounds = iter([1.0, 3.0, 4.0, 4.0])
     fetched = []
 
-    def given(bound):
-        fetched.append(bound)
-        return next(bounds)
+    def given(told):
+        fetched.append(told)
+        return [next(bounds), 1e-9]
 
     monkeypatch.setattr(engine, "fetched", given)
     with FakeTensorMode():
         rows, prior, start, scatter = a_pass(monkeypatch, kind, dtype, weighted, weight_prior, moved=weighted)
+        size = {"full": 2 * D, "tied": D, "diag": 2 * D, "spherical": D + 1}[kind]
+        sums = ColumnSums("torch", "high", fake(1 + size), fake(1 + size))
+        options = {"scatter": scatter, "sums": sums, "tol": 0.1, "max_passes": 9, "sort_sticks": not weighted}
         with NoWaiting():
-            ascent = engine.Ascent(start)
-            found = engine.ascend(rows, prior, ascent, scatter=scatter, tol=0.1, max_passes=9, sort_sticks=not weighted)
+            found = engine.ascend(rows, prior, engine.Ascent(start), **options)
     assert found.converged
     assert found.n_passes == len(fetched) == 4  # one wait a pass
-    assert {(bound.device, bound.shape, bound.dtype) for bound in fetched} == {(CUDA, (), torch.float64)}
+    assert {(told.device, told.shape, told.dtype) for told in fetched} == {(CUDA, (2,), torch.float64)}
     assert found.posterior.m.device == found.statistics.sx.device == CUDA
     assert found.statistics.sx.shape == (K, D)
 
@@ -129,12 +158,38 @@ def test_tiles_and_labels_and_the_first_sums_wait_for_nothing(kind, monkeypatch)
         rows, _, start, _ = a_pass(monkeypatch, kind, torch.float32, True, "dirichlet_process", True)
         given = (rows.blocks.parts[0], engine.coefficients(start), rows.frame, torch.float32)
         with NoWaiting():
-            assert plain.statistics(*given, rows.blocks.weights, 999).nk.shape == (K,)
-            labels, density = plain.assign(*given, 999)
+            plan = plain.prepare(*given[1:], block_rows=999)
+            plan.add(given[0], rows.blocks.weights)
+            assert plan.result().nk.shape == (K,)
+            labels, density = plan.assign(given[0])
             assert (labels.dtype, density.dtype) == (torch.int32, torch.float32)
-            assert plain.responsibilities(*given, 999).shape == (N, K)
+            assert plan.responsibilities(given[0]).shape == (N, K)
             first = plain.moments(given[0], fake(N, K), kind, fake(K, D), rows.frame, torch.float32)
             assert first.nk.device == CUDA
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pass_of_a_backend_that_has_proven_itself_waits_for_nothing(kind, monkeypatch, tmp_path):
+    """The first asks for a proof; what it said is looked up from then on. Fake tensors have no values to prove with."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(chosen, "_verdicts", {})
+    asked = []
+    monkeypatch.setattr(chosen, "failure", lambda module, given: asked.append(given[0]))
+    shape = {"full": (K, D, D), "tied": (D, D), "diag": (K, D), "spherical": (K,)}[kind]
+    standing = SimpleNamespace(PRECISIONS=("high",), prepare=plain.prepare, moments=plain.moments)
+    with FakeTensorMode():
+        backend = chosen.Chosen(CUDA, {"triton": standing}, {})
+        given = (Coefficients(kind, fake(K), fake(K, D), fake(*shape)), Frame(fake(D), fake(D)), torch.float32)
+        rows = fake(N, D, dtype=torch.float32)
+        for _ in range(3):
+            with NoWaiting():
+                plan = backend.prepare(*given)
+                plan.add(rows, fake(N))
+                plan.add(rows[:100], fake(100))
+                assert plan.result().sx.shape == (K, D)
+                plan.assign(rows)
+    assert asked == ["statistics", "assign"]
+    assert backend.ran == "triton"
 
 
 @pytest.mark.parametrize(
@@ -166,24 +221,15 @@ def test_what_waits_is_found(wait):
 @pytest.mark.parametrize("k", [K, 200], ids=["fused", "tiled"])
 @pytest.mark.parametrize("kind", ["diag", "spherical"])
 def test_starting_the_triton_kernels_waits_for_nothing(kind, k, monkeypatch):
-    import triton
-
     from fastclust.kernels import triton as backend
-    from fastclust.kernels import triton_launch as launch
 
     started = []
-    for name, value in vars(launch).items():
-        if isinstance(value, triton.JITFunction):
-            monkeypatch.setattr(launch, name, Kernel(name, started))
-    h200 = {"shared_memory_per_block_optin": 232448, "shared_memory_per_multiprocessor": 233472}
-    h200 |= {"regs_per_multiprocessor": 65536, "multi_processor_count": 132}
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**h200))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    stand_in_for_triton(monkeypatch, started.append)
     with FakeTensorMode(), NoWaiting():
         coefficients = Coefficients(kind, fake(k), fake(k, D), fake(k, D) if kind == "diag" else fake(k))
         given = (fake(N, D, dtype=torch.float32), coefficients, Frame(fake(D), fake(D)), torch.float32)
-        assert backend.statistics(*given, fake(N)).sx.shape == (k, D)
-        assert backend.assign(*given)[0].shape == (N,)
+        assert kernels.statistics(backend, *given, fake(N)).sx.shape == (k, D)
+        assert backend.prepare(*given[1:]).assign(given[0])[0].shape == (N,)
     assert {"fused_statistics", "fused_assign"} <= set(started) if k == K else "tiled_moments" in started
 
 
@@ -193,8 +239,8 @@ def test_a_covariance_that_is_not_positive_definite_is_found_with_the_bound(kind
     X = blobs(200, 3, 4)
     passes = []
 
-    def statistics(*given):
-        found = plain.statistics(*given)
+    def result(plan):
+        found = Totals.result(plan)
         passes.append(found)
         if len(passes) < 2:
             return found
@@ -204,10 +250,9 @@ def test_a_covariance_that_is_not_positive_definite_is_found_with_the_bound(kind
         sxx[1] *= -1
         return replace(found, sxx=sxx)
 
-    backend = SimpleNamespace(**vars(plain) | {"statistics": statistics})
-    monkeypatch.setattr("fastclust.fitted.kernels.select", lambda name, device: ("broken", backend, {}))
+    monkeypatch.setattr(plain.Plan, "result", result)
     with pytest.raises(IllDefinedCovarianceError, match="ill-defined empirical covariance"):
-        DPGMM(4, covariance_type=kind, device="cpu", random_state=0, tol=0, dtype="float64").fit(X)
+        DPGMM(4, covariance_type=kind, device="cpu", backend="torch", random_state=0, tol=0, dtype="float64").fit(X)
     assert len(passes) == 2
 
 

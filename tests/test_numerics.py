@@ -157,7 +157,7 @@ def test_float32_sums_of_many_rows_that_are_alike_keep_their_variance(n_rows, n_
                 torch.from_numpy(both if kind == "diag" else both[:, 0]),
             )
             found, expected = (
-                kernels.select(name, CPU)[1].statistics(rows, coefficients, Frame(), dtype)
+                kernels.statistics(kernels.select(name, CPU)[1], rows, coefficients, Frame(), dtype)
                 for name, dtype in ((backend, torch.float32), ("torch", torch.float64))
             )
             about = torch.from_numpy(np.stack([mean, mean]))

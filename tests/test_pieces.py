@@ -11,7 +11,7 @@ from conftest import blobs
 from fastclust import DPGMM, pieces
 from fastclust.kernels import memory
 from fastclust.kernels import torch as plain
-from fastclust.kernels.torch_forms import TILE_BYTES_DEVICE, tile_rows
+from fastclust.kernels.torch.forms import TILE_BYTES_DEVICE, tile_rows
 
 
 class Small:
@@ -21,13 +21,23 @@ class Small:
         self.room, self.late, self.seen = room, late, list[int]()
 
     def __getattr__(self, name):
-        def limited(rows, *rest, **options):
-            self.seen.append(len(rows))
-            if len(rows) > self.room and len(self.seen) > self.late:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
-            return getattr(plain, name)(rows, *rest, **options)
+        return getattr(plain, name)
 
-        return limited if name in ("statistics", "assign", "responsibilities") else getattr(plain, name)
+    def prepare(self, *given):
+        """Return a plan that runs out of memory."""
+        whole = plain.prepare(*given)
+
+        def limited(name):
+            def call(rows, *rest):
+                self.seen.append(len(rows))
+                if len(rows) > self.room and len(self.seen) > self.late:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+                return getattr(whole, name)(rows, *rest)
+
+            return call
+
+        calls = {name: limited(name) for name in ("add", "assign", "responsibilities")}
+        return SimpleNamespace(result=whole.result, **calls)
 
     def taken(self) -> list[int]:
         return [n for n in self.seen if n <= self.room]
@@ -90,12 +100,12 @@ def test_halving_starts_where_the_backend_does(monkeypatch):
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch):
-    def broken(*rest):
+    def broken(plan, *rest):
         raise RuntimeError("CUDA error: an illegal memory access")
 
-    backend = SimpleNamespace(**vars(plain) | {"statistics": broken})
+    monkeypatch.setattr(plain.Plan, "add", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        mixture(monkeypatch, backend).fit(blobs(100, 3, 4))
+        mixture(monkeypatch, plain).fit(blobs(100, 3, 4))
 
 
 def test_a_tile_takes_no_more_than_a_share_of_what_is_free(monkeypatch):

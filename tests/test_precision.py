@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 import fastclust
 from fastclust import DPGMM, BayesianGaussianMixture
 from fastclust.kernels import torch as plain
+from fastclust.kernels.torch.forms import form_of
 
 PARAMETERS = {"n_components": 6, "init_params": "random_from_data", "random_state": 0, "tol": 1e-6, "max_iter": 300}
 
@@ -22,20 +23,27 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Put a backend in place whose fast arithmetic sees rows in 11 bits; return what it is asked for, and how."""
     seen = []
 
-    def statistics(rows, coefficients, frame, dtype, weights, block_rows, precision):
-        seen.append(("pass", precision))
-        return plain.statistics(rows.half() if precision == "fast" else rows, coefficients, frame, dtype)
+    class Plan(plain.Plan):
+        precision: str
 
-    def assign(rows, coefficients, frame, dtype, block_rows, precision="high"):
-        seen.append(("labels", precision))
-        return plain.assign(rows, coefficients, frame, dtype)
+        def add(self, rows, weights=None):
+            seen.append(("pass", self.precision))
+            super().add(rows.half() if self.precision == "fast" else rows, weights)
 
-    def responsibilities(rows, coefficients, frame, dtype, block_rows, precision):
-        seen.append(("probabilities", precision))
-        return plain.responsibilities(rows, coefficients, frame, dtype)
+        def assign(self, rows):
+            seen.append(("labels", self.precision))
+            return super().assign(rows)
 
-    two = {"PRECISIONS": ("high", "fast"), "statistics": statistics, "assign": assign}
-    backend = SimpleNamespace(**vars(plain) | two | {"responsibilities": responsibilities})
+        def responsibilities(self, rows):
+            seen.append(("probabilities", self.precision))
+            return super().responsibilities(rows)
+
+    def prepare(coefficients, frame, dtype, precision="high", block_rows=None):
+        plan = Plan(form_of(coefficients, dtype), frame, dtype, coefficients.means.device, block_rows)
+        plan.precision = precision
+        return plan
+
+    backend = SimpleNamespace(**vars(plain) | {"PRECISIONS": ("high", "fast"), "prepare": prepare})
     monkeypatch.setattr("fastclust.fitted.kernels.select", lambda name, device: ("watched", backend, {}))
     return seen
 

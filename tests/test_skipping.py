@@ -5,10 +5,12 @@ import pytest
 import torch
 from conftest import blobs, relu_features
 
-from fastclust import DPGMM, engine
-from fastclust.kernels import Coefficients, Frame, Statistics, numba_diag, numba_full, reference
+from fastclust import DPGMM, engine, kernels
+from fastclust.kernels import Coefficients, Frame, Statistics, reference
 from fastclust.kernels import numba as compiled
 from fastclust.kernels import torch as plain
+from fastclust.kernels.numba import diag as numba_diag
+from fastclust.kernels.numba import full as numba_full
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 SUMS = ("nk", "sx", "sxx", "log_norm", "entropy")
@@ -45,8 +47,8 @@ def test_statistics_are_those_of_a_backend_that_leaves_nothing_out(kind, d, dtyp
     rows, coefficients, frame = problem(clusters(2001, d), kind, dtype)
     weights = torch.from_numpy(np.random.default_rng(0).uniform(0, 3, size=len(rows)))
     for w in (None, weights):
-        found = compiled.statistics(rows, coefficients, frame, dtype, w)
-        check(found, plain.statistics(rows, coefficients, frame, dtype, w), 10 * TOLERANCE[dtype], len(rows))
+        found = kernels.statistics(compiled, rows, coefficients, frame, dtype, w)
+        check(found, kernels.statistics(plain, rows, coefficients, frame, dtype, w), 10 * TOLERANCE[dtype], len(rows))
         check(found, reference.statistics(rows, coefficients, frame, dtype, w), 10 * TOLERANCE[dtype], len(rows))
 
 
@@ -54,8 +56,8 @@ def test_statistics_are_those_of_a_backend_that_leaves_nothing_out(kind, d, dtyp
 @pytest.mark.parametrize("data", [clusters, relu_features])
 def test_diag_gives_the_same_sums_with_every_distance_computed(data, dtype, monkeypatch):
     rows, coefficients, frame = problem(data(3000, 96), "diag", dtype)
-    found = compiled.statistics(rows, coefficients, frame, dtype)
-    labels, density = compiled.assign(rows, coefficients, frame, dtype)
+    found = kernels.statistics(compiled, rows, coefficients, frame, dtype)
+    labels, density = compiled.prepare(coefficients, frame, dtype).assign(rows)
     room = numba_diag._space
 
     def whole(*arguments):
@@ -64,8 +66,8 @@ def test_diag_gives_the_same_sums_with_every_distance_computed(data, dtype, monk
         return space
 
     monkeypatch.setattr(numba_diag, "_space", whole)
-    check(found, compiled.statistics(rows, coefficients, frame, dtype), TOLERANCE[dtype], len(rows))
-    there, dense = compiled.assign(rows, coefficients, frame, dtype)
+    check(found, kernels.statistics(compiled, rows, coefficients, frame, dtype), TOLERANCE[dtype], len(rows))
+    there, dense = compiled.prepare(coefficients, frame, dtype).assign(rows)
     assert (labels == there).all()
     torch.testing.assert_close(density, dense, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0.0)
 
@@ -91,13 +93,13 @@ def test_full_computes_few_distances_of_separate_clusters_and_all_that_count_of_
 def test_a_row_too_far_away_for_float32_is_someones_all_the_same(kind, d):
     rows, coefficients, _ = problem(blobs(300, d, 3), kind, torch.float32, k=5)
     rows[7] = 1e25
-    labels, density = compiled.assign(rows, coefficients, Frame(), torch.float32)
+    labels, density = compiled.prepare(coefficients, Frame(), torch.float32).assign(rows)
     assert 0 <= labels[7] < 5
     assert density[7] == -torch.inf
     assert torch.isfinite(density[torch.arange(300) != 7]).all()
-    found = compiled.statistics(rows, coefficients, Frame(), torch.float32)
+    found = kernels.statistics(compiled, rows, coefficients, Frame(), torch.float32)
     assert float(found.nk.sum()) == pytest.approx(300)
-    others = compiled.statistics(rows[torch.arange(300) != 7], coefficients, Frame(), torch.float32)
+    others = kernels.statistics(compiled, rows[torch.arange(300) != 7], coefficients, Frame(), torch.float32)
     assert float((found.nk - others.nk).abs().sum()) == pytest.approx(1, abs=1e-4)
 
 
@@ -105,7 +107,7 @@ def test_a_row_too_far_away_for_float32_is_someones_all_the_same(kind, d):
 def test_a_row_too_far_away_for_float32_is_not_for_float64(kind):
     rows, coefficients, _ = problem(blobs(300, 20, 3), kind, torch.float64, k=5)
     rows[7] = 1e25
-    labels, density = compiled.assign(rows, coefficients, Frame(), torch.float64)
+    labels, density = compiled.prepare(coefficients, Frame(), torch.float64).assign(rows)
     expected, dense = reference.assign(rows, coefficients, Frame(), torch.float64)
     assert (labels == expected).all()
     torch.testing.assert_close(density, dense, rtol=1e-9, atol=0.0)
@@ -115,7 +117,7 @@ def test_a_row_too_far_away_for_float32_is_not_for_float64(kind):
 def test_equal_components_share_a_label_and_the_first_has_it(kind):
     rows, coefficients, _ = problem(blobs(500, 70, 4), kind, torch.float32, k=6)
     twice = Coefficients(kind, *(part.repeat(2, *[1] * (part.ndim - 1)) for part in vars_of(coefficients)))
-    assert (compiled.assign(rows, twice, Frame(), torch.float32)[0] < 6).all()
+    assert (compiled.prepare(twice, Frame(), torch.float32).assign(rows)[0] < 6).all()
 
 
 def vars_of(coefficients: Coefficients) -> tuple[torch.Tensor, ...]:

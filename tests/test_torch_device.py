@@ -7,10 +7,11 @@ import pytest
 import torch
 from test_kernels import KINDS, SHAPES, TOLERANCE, _on_origin, _variance, errors, problem
 
-from fastclust.kernels import Coefficients, Frame, reference, torch_device
+from fastclust.kernels import Coefficients, Frame, reference
 from fastclust.kernels import torch as plain
 from fastclust.kernels.threads import over_parts
-from fastclust.kernels.torch_forms import Linear
+from fastclust.kernels.torch import device
+from fastclust.kernels.torch.forms import Linear
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -22,25 +23,25 @@ def test_a_pass_agrees_with_the_oracle(n, d, k, why, kind, dtype):
     rows, coefficients = problem(n, d, k, kind)
     rows = rows.to(dtype)
     expected = reference.statistics(rows, coefficients, Frame(), torch.float64)
-    found = plain.statistics_of(torch_device.form_of(coefficients, dtype), rows, Frame(), block_rows=1000)
+    found = plain.statistics_of(device.form_of(coefficients, dtype), rows, Frame(), block_rows=1000)
     assert max(errors(_on_origin(found), _on_origin(expected)).values()) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    ("room", "sizes"), [(1, [1] * 5), (200 * 6 * torch_device.WIDE * 2, [2, 2, 1]), (1 << 30, [5])], ids=str
+    ("room", "sizes"), [(1, [1] * 5), (200 * 6 * device.WIDE * 2, [2, 2, 1]), (1 << 30, [5])], ids=str
 )
 def test_how_many_components_are_taken_at_once_does_not_matter(room, sizes, weighted):
     rows, coefficients = problem(200, 6, 5, "full")
     weights = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64) if weighted else None
-    form = torch_device.form_of(coefficients, torch.float64)
+    form = device.form_of(coefficients, torch.float64)
     form.room = room
-    assert [len(range(5)[some]) for some in torch_device._groups(rows, 5, room)] == sizes
+    assert [len(range(5)[some]) for some in device._groups(rows, 5, room)] == sizes
     expected = reference.statistics(rows, coefficients, Frame(), torch.float64, weights)
     found = plain.statistics_of(form, rows, Frame(), weights)
     assert max(errors(found, expected).values()) < TOLERANCE[torch.float64]
     r = reference.responsibilities(rows, coefficients, Frame(), torch.float64)
-    sx, sxx = torch_device.scatter(rows, r.T, coefficients.means, room)
+    sx, sxx = device.scatter(rows, r.T, coefficients.means, room)
     given = reference.moments(rows, r, "full", coefficients.means, Frame(), torch.float64)
     torch.testing.assert_close(sx, given.sx, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(sxx, given.sxx, rtol=1e-11, atol=1e-11)
@@ -55,7 +56,7 @@ def test_a_component_tight_far_from_the_origin_does_not_cancel(kind):
     precision = tight[:, None].expand(3, 4) if kind == "diag" else tight
     coefficients = Coefficients(kind, torch.zeros(3, dtype=torch.float64), means, precision)
     expected = reference.statistics(rows, coefficients, Frame(), torch.float64)
-    found = plain.statistics_of(torch_device.form_of(coefficients, torch.float32), rows, Frame())
+    found = plain.statistics_of(device.form_of(coefficients, torch.float32), rows, Frame())
     assert max(errors(found, expected).values()) < TOLERANCE[torch.float32]
     np.testing.assert_allclose(_variance(found)[1:], _variance(expected)[1:], rtol=1e-6)
 
@@ -63,10 +64,10 @@ def test_a_component_tight_far_from_the_origin_does_not_cancel(kind):
 def test_the_device_says_which_form():
     _, coefficients = problem(10, 3, 2, "full")
     _, linear = problem(10, 3, 2, "diag")
-    assert type(torch_device.form_on(CPU, coefficients, torch.float32)).__module__.endswith("torch_forms")
-    assert isinstance(torch_device.form_on(CUDA, coefficients, torch.float32), torch_device.Full)
+    assert type(device.form_on(CPU, coefficients, torch.float32)).__module__.endswith("torch.forms")
+    assert isinstance(device.form_on(CUDA, coefficients, torch.float32), device.Full)
     tight = replace(linear, precision=linear.precision * 1e9)
-    form = torch_device.form_on(CUDA, tight, torch.float32)
+    form = device.form_on(CUDA, tight, torch.float32)
     assert isinstance(form, Linear)
     assert form.dtype == torch.float64
     assert form.tight is None

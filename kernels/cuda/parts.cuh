@@ -23,19 +23,25 @@
 struct float16 { unsigned short bits; };
 struct bfloat16 { unsigned short bits; };
 
-// Rows (n, d) as stored, strides in elements; the mixture sees (x - shift) * scale, both (d,) or null for 0 and 1.
+// Rows (n, d) as stored, strides in elements; the mixture sees (x - frame[0]) * frame[1], frame (2, d), or x for null.
 struct Rows {
     const STORED *data;
     long long n, stride_n, stride_d;
     int d;
-    const float *shift, *scale;
+    const float *frame;
 };
 
-// Coefficients of k components: offset (k,), that is a; mean, root, rest (k, d).
+// Coefficients of k components, one after the other in a table: offset (k,), that is a; mean, root, rest (k, d).
 struct Components {
     int k;
     const float *offset, *mean, *root, *rest;
 };
+
+__device__ inline Components components_of(const float *table, int k, int d) {
+    const float *mean = table + k;
+    const long long cells = (long long)k * d;
+    return {k, table, mean, mean + cells, mean + 2 * cells};
+}
 
 // The shared memory of a block. Lines are padded so that the threads of a warp read from different banks.
 struct Shared {
@@ -67,8 +73,7 @@ __device__ inline void read_rows(float y[][COLUMNS + 1], const Rows &rows, long 
         const int i = step * THREADS + threadIdx.x, n = i / COLUMNS, c = i % COLUMNS, d = start + c;
         const bool here = first + n < rows.n && d < rows.d;
         float value = number(rows.data[here ? (first + n) * rows.stride_n + d * rows.stride_d : 0]);
-        if (rows.shift) value -= rows.shift[here ? d : 0];
-        if (rows.scale) value *= rows.scale[here ? d : 0];
+        if (rows.frame) value = (value - rows.frame[here ? d : 0]) * rows.frame[rows.d + (here ? d : 0)];
         y[n][c] = here ? value : 0.0f;
     }
 }

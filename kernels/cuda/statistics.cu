@@ -75,37 +75,44 @@ __device__ inline void add_moments(
     }
 }
 
-// Write each block's sums over its tiles. Grid: (blocks, ceil(n_components / COMPONENTS)); block (i, j) takes tiles i,
-// i + blocks, ... and the j-th COMPONENTS components. No two blocks write to one place, so that the sums of all blocks,
-// which the host adds in order, are the same bits again.
+// Add each block's sums over its tiles to its slot. Grid: (blocks, ceil(n_components / COMPONENTS)); block (i, j) takes
+// tiles i, i + blocks, ... and the j-th COMPONENTS components. No two blocks write to one place, so that the sums of all
+// slots, which are added up in order, are the same bits again.
 //
-// rows: (n_rows, n_features) as stored, strides in elements. shift, scale: (n_features,) or null. weights: (n_rows,) or
-// null. offset: (n_components,); mean, root, rest: (n_components, n_features); see parts.cuh.
+// rows: (n_rows, n_features) as stored, strides in elements. frame: (2, n_features) or null, and table: see parts.cuh.
+// weights: (n_rows,) or null.
 // peaks, totals: (n_rows,) as `assign` leaves them; read where there are more than COMPONENTS components.
-// nk: (blocks, n_components). moments: (blocks, 2, n_components, n_features), sum r (y - mean) and sum r (y - mean)^2.
-// sums: (2, blocks, gridDim.y, THREADS), log_norm and entropy, a thread's share each.
+// slots: one for each blockIdx.x, of float64 numbers one after the other:
+//     nk     (n_components,)
+//     sx     (n_components, n_features), sum r (y - mean)
+//     sxx    (n_components, n_features), sum r (y - mean)^2
+//     sums   (gridDim.y, 2, THREADS), log_norm and entropy, a thread's share each
+// held: whether the slots hold the sums of other rows, and not just anything.
 extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) statistics(
-    const STORED *rows, long long stride_n, long long stride_d, const float *shift, const float *scale,
-    const float *weights, long long stride_w,
-    const float *offset, const float *mean, const float *root, const float *rest,
-    const float *peaks, const float *totals,
-    double *nk, double *moments, double *sums,
-    long long n_rows, int n_features, int n_components
+    const STORED *rows, long long n_rows, long long stride_n, long long stride_d, int n_features,
+    const float *frame, const float *table, int n_components,
+    const float *weights, long long stride_w, const float *peaks, const float *totals,
+    double *slots, int held
 ) {
     extern __shared__ float memory[];
     Shared &s = *(Shared *)memory;
-    const Rows x = {rows, n_rows, stride_n, stride_d, n_features, shift, scale};
-    const Components c = {n_components, offset, mean, root, rest};
+    const Rows x = {rows, n_rows, stride_n, stride_d, n_features, frame};
+    const Components c = components_of(table, n_components, n_features);
     const int first = blockIdx.y * COMPONENTS, count = min(COMPONENTS, n_components - first);
     const bool whole = n_features <= COLUMNS, known = n_components > COMPONENTS;
 
     const long long cells = (long long)n_components * n_features, own = (long long)first * n_features;
-    double *sx = moments + blockIdx.x * 2 * cells, *sxx = sx + cells;
-    nk += (long long)blockIdx.x * n_components;
-    for (int k = threadIdx.x; k < count; k += THREADS) nk[first + k] = 0.0;
-    for (long long i = threadIdx.x; i < (long long)count * n_features; i += THREADS) sx[own + i] = sxx[own + i] = 0.0;
-
+    double *nk = slots + blockIdx.x * (n_components + 2 * cells + 2 * THREADS * gridDim.y);
+    double *sx = nk + n_components, *sxx = sx + cells;
+    double *share = sxx + cells + 2 * THREADS * blockIdx.y + threadIdx.x;
     double log_norm = 0.0, entropy = 0.0;
+    if (held) {
+        log_norm = share[0];
+        entropy = share[THREADS];
+    } else {
+        for (int k = threadIdx.x; k < count; k += THREADS) nk[first + k] = 0.0;
+        for (long long i = threadIdx.x; i < (long long)count * n_features; i += THREADS) sx[own + i] = sxx[own + i] = 0.0;
+    }
     const long long tiles = (n_rows + ROWS - 1) / ROWS;
     for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         find_log_rho(s, x, c, tile * ROWS, first, whole && tile != blockIdx.x);
@@ -124,14 +131,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) statistics(
             if (!whole) {
                 __syncthreads();  // the last columns may still be read
                 read_rows(s.y, x, tile * ROWS, start);
-                read_table(s.mean, mean, n_components, n_features, first, start);
+                read_table(s.mean, c.mean, n_components, n_features, first, start);
                 __syncthreads();
             }
             add_moments(s, first, count, start, n_features, nk, sx, sxx);
         }
     }
-    const long long blocks = (long long)gridDim.x * gridDim.y;
-    const long long place = ((long long)blockIdx.x * gridDim.y + blockIdx.y) * THREADS + threadIdx.x;
-    sums[place] = log_norm;
-    sums[blocks * THREADS + place] = entropy;
+    share[0] = log_norm;
+    share[THREADS] = entropy;
 }
