@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fastclust import options
+from fastclust import __version__, options
 from fastclust.console import complain, end, progress_bars, say
 from fastclust.options import (
     Alpha,
@@ -473,7 +472,7 @@ def _outcome(model: Any) -> str:
 
 def _version(value: bool) -> None:
     if value:
-        say(f"fastclust {version('fastclust')}")
+        say(f"fastclust {__version__}")
         raise typer.Exit
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision import models
 
+from fastclust import __version__
 from fastclust.forward import Forward, arithmetic
 from fastclust.glas import without_annotations
 from fastclust.images import find_images, read_labels, safe_names
@@ -83,7 +84,8 @@ def make_plan(
         "batch_size": batch_size,
         "arithmetic": arithmetic(where, dtype),
         "device": where.type,
-        "versions": {name: version(name) for name in ("fastclust", "torch", "torchvision", "pillow", "h5py", "numpy")},
+        "versions": {"fastclust": __version__}
+        | {name: version(name) for name in ("torch", "torchvision", "pillow", "h5py", "numpy")},
     }
     records = [
         ImageRecord(os.path.abspath(image), name, label, group, (0, 0), (0, 0))  # noqa: PTH100

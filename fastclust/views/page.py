@@ -15,12 +15,12 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fastclust import __version__
 from fastclust.atomic import written_aside
 from fastclust.console import printable
 from fastclust.fitted import FittedMixture
@@ -138,7 +138,7 @@ def _about(store: Store) -> dict[str, str]:
         "model": printable(str(store.provenance["model"])),
         "weights": f"random weights (seed {seed})" if weights == "random" else f"weights {printable(source)}",
         "size": printable(str(store.provenance["size"])),
-        "version": version("fastclust"),
+        "version": __version__,
     }
 
 
