@@ -19,7 +19,6 @@ from conftest import relu_features
 from fastclust import DPGMM, BayesianGaussianMixture, fitting
 from fastclust.group import together
 
-fitting.checked = lambda device: True  # the sums of all processes are held against all rows, as on a GPU
 KINDS = ("full", "tied", "diag", "spherical")
 STARTS = ("kmeans", "k-means++", "random", "random_from_data")
 CUT = (0, 700, 1501)
@@ -96,6 +95,7 @@ def elsewhere(rank: int, *shares: slice) -> dict[str, np.ndarray]:
 def main() -> None:
     folder, what = Path(sys.argv[1]), sys.argv[2]
     rank = int(os.environ["RANK"])
+    fitting.checked = lambda device: True  # the sums of all processes are held against all rows, as on a GPU
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
