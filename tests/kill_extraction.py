@@ -68,8 +68,14 @@ def main(folder: Path) -> None:
         if os.waitpid(start(name), 0)[1] != 0:
             raise RuntimeError(f"extracting {name} failed")
 
-    finish("whole.h5")
+    pid = start("whole.h5")
+    while batches[0] < 1 and os.waitpid(pid, os.WNOHANG) == (0, 0):
+        time.sleep(0.0005)
+    began = time.monotonic()
+    if os.waitpid(pid, 0)[1] != 0:
+        raise RuntimeError("extracting whole.h5 failed")
     whole, total = open_store(folder / "whole.h5"), batches[0]
+    each = (time.monotonic() - began) / total  # seconds of a batch
     moment = random.Random(0)
     found = []
     for number in range(KILLS):
@@ -77,7 +83,7 @@ def main(folder: Path) -> None:
         pid = start(name)
         while batches[0] < number * total // KILLS:
             time.sleep(0.0005)
-        time.sleep(moment.uniform(0, 0.03))
+        time.sleep(moment.uniform(0, each))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         done = -1
