@@ -1,7 +1,7 @@
 // Enough of CUDA to run the kernels of kernels/cuda on the CPU, a block after another.
 //
 // Each thread of a block is a fiber; a fiber runs until it waits, for its block (__syncthreads) or its warp
-// (__ballot_sync), and then the next one of its warp runs. A warp runs until all of it waits for the block, so that
+// (what ends in _sync, and products), and then the next one of its warp runs. A warp runs until all of it waits for the block, so that
 // warps are as far apart as barriers let them be; the first warp goes first, or the last: where a barrier is missing,
 // the two differ. Shared memory holds NaN when a block begins, and what lies behind it is watched. It is an error
 // where threads of a block do not all come to a barrier, and where one touches memory that is not there. Subnormal
@@ -32,6 +32,8 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline float __uint_as_float(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 inline unsigned __float_as_uint(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }
 inline int __ffs(unsigned bits) { return __builtin_ffs(bits); }
+inline int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
+inline float power_of_two(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
 
 struct Barrier { unsigned size, arrived, generation; };
 struct Fiber {
@@ -39,6 +41,7 @@ struct Fiber {
     const Barrier *waits_for;
     unsigned generation;
     bool done, vote;
+    float given[6];
 };
 static Fiber fibers[MOST];
 static char stacks[MOST][128 << 10];
@@ -70,6 +73,51 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
     for (unsigned lane = 0; lane < 32; lane++) ballot |= (unsigned)fibers[first + lane].vote << lane;
     wait(barrier);
     return ballot;
+}
+
+inline void __syncwarp() { wait(warp_barriers[threadIdx.x / 32]); }
+
+// Return what another thread of the warp gave.
+inline float __shfl_sync(unsigned, float value, int lane) {
+    const unsigned first = threadIdx.x / 32 * 32;
+    Barrier &barrier = warp_barriers[first / 32];
+    fibers[threadIdx.x].given[0] = value;
+    wait(barrier);
+    const float found = fibers[first + lane % 32].given[0];
+    wait(barrier);
+    return found;
+}
+
+inline float __shfl_xor_sync(unsigned all, float value, int mask) {
+    return __shfl_sync(all, value, threadIdx.x % 32 ^ mask);
+}
+
+// Return a sum that is rounded toward zero: tensor cores are said to do so.
+inline float toward_zero(double sum) {
+    float found = (float)sum;
+    if (std::fabs((double)found) <= std::fabs(sum)) return found;
+    unsigned bits = __float_as_uint(found);
+    return __uint_as_float(bits - 1);
+}
+
+// Add a (16, 8) times b (8, 8) to c (16, 8), spread over a warp as mma.m16n8k8 has it, whose inputs have ten bits.
+inline void multiply(float c[4], const float a[4], float b_0, float b_1) {
+    const unsigned first = threadIdx.x / 32 * 32, group = threadIdx.x % 32 / 4, member = threadIdx.x % 4;
+    Barrier &barrier = warp_barriers[first / 32];
+    float *given = fibers[threadIdx.x].given;
+    for (int i = 0; i < 6; i++)
+        given[i] = __uint_as_float(__float_as_uint(i < 4 ? a[i] : i == 4 ? b_0 : b_1) & 0xffffe000u);
+    wait(barrier);
+    for (int i = 0; i < 4; i++) {
+        double sum = c[i];
+        for (unsigned k = 0; k < 8; k++) {
+            const float *row = fibers[first + group * 4 + k % 4].given;
+            const float *column = fibers[first + (2 * member + i % 2) * 4 + k % 4].given;
+            sum += (double)row[i / 2 + k / 4 * 2] * (double)column[4 + k / 4];
+        }
+        c[i] = toward_zero(sum);
+    }
+    wait(barrier);
 }
 
 inline void enter() {

@@ -26,7 +26,17 @@ def library(code: str, options: tuple[str, ...], name: str) -> ctypes.CDLL:
     """Compile a kernel as the launcher asks for it."""
     path = Path(FOLDER.name) / f"{abs(hash((code, options, name)))}.so"
     text = f'#include "cuda_on_cpu.h"\n{code}\nRUN({name})\n'
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-march=native", "-w", "-shared", "-fPIC", f"-I{HERE}"]
+    flags = [
+        "-std=c++17",
+        "-O2",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        "-march=native",
+        "-w",
+        "-shared",
+        "-fPIC",
+        f"-I{HERE}",
+    ]
     command = ["g++", *flags, *options, "-x", "c++", "-", "-o", str(path)]
     done = subprocess.run(command, input=text, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr

@@ -25,8 +25,9 @@ from fastclust.kernels.cuda import launch as launch
 
 LIMIT = TOLERANCE[torch.float32]
 KINDS = ["diag", "spherical"]
-H200 = launch.Limits(132, 228 << 10, 227 << 10)
-FEW = launch.Limits(2, 64 << 10, 227 << 10)  # blocks, so that each has several tiles
+H200 = launch.Limits(132, 228 << 10, 227 << 10, tf32=True)
+FEW = launch.Limits(2, 64 << 10, 227 << 10, tf32=True)  # blocks, so that each has several tiles
+WITHOUT = "cpu, no tensor cores"
 MORE_SHAPES = [
     (65, 33, 50, "one row more than a tile, one column more than half of one"),
     (70, 64, 64, "nothing is padded, and coefficients stay where they are"),
@@ -35,13 +36,13 @@ MORE_SHAPES = [
     (3, 4096, 20, "a dense layer"),
     (150, 40, 1000, "many components, and a block with two tiles"),
 ]
-PLACES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and importlib.util.find_spec("cupy") is not None)
+PLACES = ["cpu", WITHOUT] + ["cuda"] * (torch.cuda.is_available() and importlib.util.find_spec("cupy") is not None)
 
 
 @pytest.fixture(name="place", params=PLACES)
 def where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Where kernels run. What they write holds no number before; on the CPU, memory ends where tensors do."""
-    on_cpu = request.param == "cpu"
+    on_cpu = request.param != "cuda"
     if on_cpu and shutil.which("g++") is None:
         pytest.skip("g++ is not installed: it compiles the kernels for the CPU")
 
@@ -54,9 +55,9 @@ def where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     if on_cpu:
         monkeypatch.setitem(sys.modules, "cupy", cupy_on_cpu)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-        monkeypatch.setattr(launch, "limits_of", lambda device: FEW)
+        monkeypatch.setattr(launch, "limits_of", lambda device: replace(FEW, tf32=request.param != WITHOUT))
     launch._kernel.cache_clear()
-    yield torch.device(request.param)
+    yield torch.device("cpu" if on_cpu else "cuda")
     launch._kernel.cache_clear()
 
 
@@ -242,7 +243,7 @@ def test_no_rows_add_nothing(place):
 def test_kernels_are_cut_to_the_shared_memory_that_there_is(block_bytes, place, monkeypatch):
     if place.type == "cuda":
         pytest.skip("a device has what it has")
-    monkeypatch.setattr(launch, "limits_of", lambda device: launch.Limits(2, 100 << 10, block_bytes))
+    monkeypatch.setattr(launch, "limits_of", lambda device: launch.Limits(2, 100 << 10, block_bytes, tf32=True))
     assert launch.shape_of(50, 64, block_bytes).shared_bytes <= block_bytes
     rows, coefficients = problem(100, 64, 50, "diag")
     assert apart(passed(rows.float(), coefficients, place), oracle(rows.float(), coefficients)) < LIMIT
@@ -256,13 +257,108 @@ def test_a_changed_header_is_compiled_again(place, monkeypatch, tmp_path):
     rows, coefficients = problem(5, 3, 2, "diag")
     before = passed(rows.float(), coefficients, place)
     header = (sources / "parts.cuh").read_text()
-    (sources / "parts.cuh").write_text(header.replace("fmaf(-0.5f, square", "fmaf(-0.6f, square"))
+    (sources / "parts.cuh").write_text(
+        header.replace("number(float x) { return x; }", "number(float x) { return -x; }")
+    )
     launch._kernel.cache_clear()
     after = passed(rows.float(), coefficients, place)
     assert float((after.log_norm - before.log_norm).abs()) > 0.1
 
 
+def only_on_cpu_with_tensor_cores(place: torch.device) -> None:
+    if place.type == "cuda" or not launch.limits_of(place).tf32:
+        pytest.skip("of the kernel on tensor cores, as the CPU runs it")
+
+
+def test_rows_without_a_share_are_passed_over_exactly(place, monkeypatch, tmp_path):
+    """Moments of all rows are those of the rows that have a share, to the last bit."""
+    only_on_cpu_with_tensor_cores(place)
+    rows, coefficients = problem(700, 20, 13, "diag")
+    coefficients = replace(coefficients, precision=10 * coefficients.precision)
+    found = passed(rows.float(), coefficients, place)
+    r = reference.responsibilities(rows, coefficients, Frame(), torch.float64)
+    assert 0.1 < float((r < 1e-17).double().mean()) < 0.9
+    sources = shutil.copytree(launch.SOURCES, tmp_path / "cuda")
+    text = (sources / "fused.cu").read_text()
+    assert text.count("r[w] != 0.0f") == 1
+    (sources / "fused.cu").write_text(text.replace("r[w] != 0.0f", "true"))
+    monkeypatch.setattr(launch, "SOURCES", sources)
+    launch._kernel.cache_clear()
+    for one, other in zip(vars(found).values(), vars(passed(rows.float(), coefficients, place)).values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16], ids=str)
+def test_rows_with_few_digits_are_the_same_without_their_low_part(stored, place, monkeypatch):
+    only_on_cpu_with_tensor_cores(place)
+    cuts, start = [], launch.start
+    monkeypatch.setattr(launch, "start", lambda name, cut, *more: cuts.append(cut) or start(name, cut, *more))
+    rows, coefficients = problem(300, 12, 7, "diag")
+    short, long = rows.to(stored), rows.to(stored).float()
+    for one, other in zip(
+        vars(passed(short, coefficients, place)).values(), vars(passed(long, coefficients, place)).values(), strict=True
+    ):
+        assert torch.equal(one, other)
+    moved = Frame(torch.ones(12).double())
+    passed(short, coefficients, place, moved)
+    assert [cut.exact for cut in cuts] == [True, False, False]
+
+
+def test_rows_are_read_four_numbers_at_a_time_where_they_lie_so(place, monkeypatch):
+    only_on_cpu_with_tensor_cores(place)
+    cuts, start = [], launch.start
+    monkeypatch.setattr(launch, "start", lambda name, cut, *more: cuts.append(cut) or start(name, cut, *more))
+    rows, coefficients = problem(300, 12, 7, "diag")
+    rows = rows.float()
+    wide = torch.cat([rows, torch.full((300, 4), torch.nan)], 1)
+    odd = torch.cat([torch.full((300, 1), torch.nan), rows, torch.full((300, 3), torch.nan)], 1)
+    packed, views = before_a_wall(rows), (wide[:, :12], odd[:, 1:13], rows.T.contiguous().T)
+    expected = passed(packed, coefficients, place)
+    for view in views:
+        for one, other in zip(vars(passed(view, coefficients, place)).values(), vars(expected).values(), strict=True):
+            assert torch.equal(one, other)
+    assert [cut.pack for cut in cuts] == [4, 4, 1, 1]
+
+
+def test_tight_components_stand_beside_others(place):
+    """In places that a thread's registers hold one by one, among components that are products."""
+    random = np.random.default_rng(0)
+    k, d = 21, 9
+    means = torch.from_numpy(random.normal(size=(k, d)))
+    precision = torch.ones(k, d).double()
+    for tight in (0, 1, 6, 7, 8, 13, 20):
+        means[tight] += 30 * torch.from_numpy(random.choice([-1.0, 1.0], size=d))
+        precision[tight] = 1e4
+    assert ((precision * means**2).sum(1) > 2e3).sum() == 7
+    near = means[torch.arange(600) % k]
+    rows = (
+        near + torch.from_numpy(random.normal(size=near.shape)) * (precision[torch.arange(600) % k] ** -0.5)
+    ).float()
+    coefficients = Coefficients("diag", 0.5 * precision.log().sum(1), means, precision)
+    assert apart(passed(rows, coefficients, place), oracle(rows, coefficients)) < LIMIT
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0x7F800000], ids=hex)
+def test_what_is_no_number_stays_none(bits, place):
+    rows, coefficients = problem(200, 5, 4, "diag")
+    rows = rows.float()
+    rows[150, 2] = torch.tensor(bits, dtype=torch.int64).to(torch.int32).view(torch.float32)
+    found = passed(rows, coefficients, place)
+    assert not bool(found.log_norm.isfinite())
+    assert not bool(found.nk.isfinite().all())
+
+
 def test_cuts_and_grids() -> None:
+    assert launch.fused_of(50, 64, H200) == launch.Fused(64, 56)
+    assert launch.fused_of(1, 1, H200) == launch.Fused(16, 8)
+    assert launch.fused_of(64, 33, H200) == launch.Fused(64, 64)
+    assert launch.fused_of(65, 3, H200) is launch.fused_of(3, 65, H200) is None
+    assert launch.fused_of(50, 64, replace(H200, tf32=False)) is None
+    l40s = launch.Limits(142, 100 << 10, 99 << 10, tf32=True)
+    assert launch.fused_of(56, 64, l40s) == launch.Fused(64, 56)
+    assert launch.fused_of(57, 64, l40s) is None
+    assert launch.fused_of(64, 32, l40s) == launch.Fused(32, 64)
+    assert H200.at_once(launch.Fused(64, 64)) == H200.at_once(launch.Fused(16, 8)) == 2 * 132
     assert launch.shape_of(50, 64, H200.block_bytes) == launch.Shape(64, 4)
     assert launch.shape_of(1, 1, H200.block_bytes) == launch.Shape(32, 1)
     assert launch.shape_of(32, 33, H200.block_bytes) == launch.Shape(64, 2)

@@ -13,7 +13,7 @@ from fastclust.kernels.cuda import launch
 
 N, D = 5000, 7
 H200 = {"multi_processor_count": 132, "shared_memory_per_multiprocessor": 228 << 10}
-H200 |= {"shared_memory_per_block_optin": 227 << 10}
+H200 |= {"shared_memory_per_block_optin": 227 << 10, "major": 9}
 STARTS_NOTHING = {"empty", "new_empty", "expand", "view", "unsqueeze", "select", "slice", "split", "split_with_sizes"}
 STARTS_NOTHING |= {"unbind", "detach", "_unsafe_view", "as_strided", "alias", "prim::device"}
 
@@ -44,18 +44,19 @@ def started(monkeypatch) -> list[str]:
     return seen
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("k", [50, 200], ids=["once", "in rounds"])
 @pytest.mark.parametrize("kind", ["diag", "spherical"])
 def test_a_block_of_rows_is_a_few_launches_and_what_is_of_size_k_is_made_once(kind, k, started):
-    rounds = ["assign"] * (k > 64)
+    kernels = ["assign", "statistics"] if k > 64 else ["fused"]
     with FakeTensorMode(), Starts(started):
         coefficients = Coefficients(kind, fake(k), fake(k, D), fake(k, D) if kind == "diag" else fake(k))
         rows, weights = fake(N, D, dtype=torch.float16), fake(N)
         plan = backend.prepare(coefficients, Frame(fake(D), fake(D)), torch.float32)
         for given, expected in (
-            ((rows,), [*rounds, "statistics"]),
-            ((rows, weights.float()), [*rounds, "statistics"]),
-            ((rows, weights), ["_to_copy", *rounds, "statistics"]),
+            ((rows,), kernels),
+            ((rows, weights.float()), kernels),
+            ((rows, weights), ["_to_copy", *kernels]),
         ):
             started.clear()
             plan.add(*given)
@@ -67,7 +68,7 @@ def test_a_block_of_rows_is_a_few_launches_and_what_is_of_size_k_is_made_once(ki
         assert found.sx.device == CUDA
         started.clear()
         plan.renew(coefficients)
-        assert len(started) <= 6, started
+        assert len(started) <= (6 if k > 64 else 46), started  # tables of products; a CUDA graph starts them at once
         started.clear()
         plan.clear()
         assert not started

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from test_cuda import FEW, KINDS, LIMIT, apart, on_cpu, oracle, passed, there, where_kernels_run
+from test_cuda import KINDS, LIMIT, apart, on_cpu, oracle, passed, there, where_kernels_run
 from test_kernels import error, errors, problem
 
 from fastclust.kernels import Frame, handover, reference
@@ -40,8 +40,8 @@ def test_more_blocks_of_threads_than_tiles_add_nothing(n, d, k, place, monkeypat
     if place.type == "cuda":
         pytest.skip("a device has what it has, and more than a tile")
     rows, coefficients = problem(n, d, k, "diag")
-    few = passed(rows.float(), coefficients, place)
-    monkeypatch.setattr(launch, "limits_of", lambda device: replace(FEW, multiprocessors=9))
+    few, limits = passed(rows.float(), coefficients, place), launch.limits_of(place)
+    monkeypatch.setattr(launch, "limits_of", lambda device: replace(limits, multiprocessors=9))
     plan = backend.prepare(coefficients, Frame(), torch.float32)
     plan.add(rows.float())
     assert len(plan._slots) > launch.tiles_of(n)

@@ -1,6 +1,6 @@
 // Labels, and what the softmax of each row needs, for any number of components: N x K numbers are nowhere.
 
-#include "parts.cuh"
+#include "direct.cuh"
 
 // Write for each row its most probable component, the first of equals, its largest ln rho, and the sum of all rho over
 // that largest one: ln sum_k rho_nk = peak + ln total. Grid: (blocks,); block i takes tiles i, i + blocks, ...

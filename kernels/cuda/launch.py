@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from fastclust.kernels.torch import FLOOR
 SOURCES = Path(__file__).parent
 STORED = {torch.float32: "float", torch.float16: "float16", torch.bfloat16: "bfloat16"}  # names in parts.cuh
 CUT = FLOOR[torch.float32] + math.log(1.5)  # as the torch backend
-ROWS = 64  # of a tile, as in parts.cuh
+ROWS = 64  # of a tile, as in direct.cuh
+SPAN = 16  # columns, see products.cuh
 
 Argument = torch.Tensor | np.generic | None
 
@@ -29,10 +30,11 @@ def unread(stored: torch.dtype) -> str | None:
 
 @dataclass(frozen=True)
 class Shape:
-    """Say how a kernel is cut up: columns of a tile of rows, and warps of a block, of 16 components each."""
+    """Say how a kernel of any size is cut up: columns of a tile of rows, and warps of a block, 16 components each."""
 
     columns: int
     warps: int
+    at_most = 32  # blocks that a multiprocessor runs at once
 
     @property
     def components(self) -> int:
@@ -46,13 +48,67 @@ class Shape:
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block, in bytes: `Shared` of parts.cuh."""
+        """Shared memory of a block, in bytes: `Shared` of direct.cuh."""
         return 4 * ((ROWS + 3 * self.components) * (self.columns + 1) + self.components * (ROWS + 8))
 
     def options(self, stored: torch.dtype) -> tuple[str, ...]:
         """Return what the compiler is told."""
-        defined = {"STORED": STORED[stored], "COLUMNS": self.columns, "WARPS": self.warps, "CUT": f"{CUT:.8f}f"}
-        return *(f"-D{name}={value}" for name, value in defined.items()), f"-I{SOURCES}"
+        return _defined(stored, COLUMNS=self.columns, WARPS=self.warps)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Say how the kernel on tensor cores is cut up: K and D, padded, and how it reads rows; see fused.cu."""
+
+    columns: int
+    components: int
+    exact: bool = False
+    pack: int = 1
+    warps = 4
+    threads = 32 * warps
+    at_most = 2
+
+    @property
+    def spans(self) -> int:
+        """Constants of a component."""
+        return self.columns // SPAN
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block, in bytes: `Shared` of products.cuh."""
+        rows = 32 * self.warps
+        of_component = 4 * (self.columns // 2 + 4) + rows + 4 + self.spans
+        return 4 * (rows * (self.columns + 4) + self.components * of_component)
+
+    def options(self, stored: torch.dtype) -> tuple[str, ...]:
+        """Return what the compiler is told."""
+        size = {"COLUMNS": self.columns, "COMPONENTS": self.components, "SPAN": SPAN, "WARPS": self.warps}
+        return _defined(stored, **size, EXACT=int(self.exact), PACK=self.pack)
+
+    def reading(self, rows: torch.Tensor, moved: bool) -> Fused:
+        """Return the cut for rows (n, D) as they are stored; moved: whether they are seen in a frame.
+
+        16 bits have no more digits than tf32, of which float16 has as many.
+        """
+        one, step = rows.element_size(), rows.stride(0)
+        packed = rows.stride(1) == 1 and not any(n % 4 for n in (rows.shape[1], step, rows.data_ptr() // one))
+        return replace(self, exact=one == 2 and not moved, pack=4 if packed else 1)
+
+
+def _defined(stored: torch.dtype, **more: int) -> tuple[str, ...]:
+    defined = {"STORED": STORED[stored], "CUT": f"{CUT:.8f}f", **more}
+    return *(f"-D{name}={value}" for name, value in defined.items()), f"-I{SOURCES}"
+
+
+def fused_of(k: int, d: int, limits: Limits) -> Fused | None:
+    """Return how K components of D features are cut up for tensor cores; None where they do not fit, or are not there.
+
+    Blocks of 99 KiB, as of compute capability 8.6, 8.9 and 12.0, have room for 56 components of more than 32 features.
+    """
+    if max(k, d) > 64 or not limits.tf32:
+        return None
+    cut = Fused(max(16, 1 << (d - 1).bit_length()), -(-k // 8) * 8)
+    return cut if cut.shared_bytes <= limits.block_bytes else None
 
 
 def shape_of(k: int, d: int, most: int) -> Shape:
@@ -75,22 +131,27 @@ def shape_of(k: int, d: int, most: int) -> Shape:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device has: multiprocessors, and shared memory, in bytes, of one of them and of a block."""
+    """What a device has: multiprocessors, shared memory, in bytes, of one of them and of a block, products of tf32."""
 
     multiprocessors: int
     shared_bytes: int
     block_bytes: int
+    tf32: bool
 
-    def at_once(self, shape: Shape) -> int:
+    def at_once(self, shape: Shape | Fused) -> int:
         """Return how many blocks of a kernel run at once."""
-        return self.multiprocessors * max(self.shared_bytes // (shape.shared_bytes + 1024), 1)
+        fit = self.shared_bytes // (shape.shared_bytes + 1024)
+        return self.multiprocessors * min(max(fit, 1), shape.at_most)
 
 
 def limits_of(device: torch.device) -> Limits:
     """Return what a device has."""
     about = torch.cuda.get_device_properties(device)
     return Limits(
-        about.multi_processor_count, about.shared_memory_per_multiprocessor, about.shared_memory_per_block_optin
+        about.multi_processor_count,
+        about.shared_memory_per_multiprocessor,
+        about.shared_memory_per_block_optin,
+        about.major >= 8,
     )
 
 
@@ -104,7 +165,7 @@ def empty(*size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.empty(size, dtype=dtype, device=device)
 
 
-def start(name: str, shape: Shape, grid: tuple[int, int], rows: torch.Tensor, *more: Argument) -> None:
+def start(name: str, shape: Shape | Fused, grid: tuple[int, int], rows: torch.Tensor, *more: Argument) -> None:
     """Start a kernel on torch's current stream of the device that rows (n, D) are on.
 
     Its arguments are rows, n, their strides and D, and more; tensors go by address, None as null.
@@ -123,13 +184,14 @@ def start(name: str, shape: Shape, grid: tuple[int, int], rows: torch.Tensor, *m
 
 
 @cache
-def _kernel(name: str, shape: Shape, stored: torch.dtype, index: int) -> Any:
+def _kernel(name: str, shape: Shape | Fused, stored: torch.dtype, index: int) -> Any:
     """Compile a kernel for the current device, whose index is given."""
     import cupy
 
     source = (SOURCES / f"{name}.cu").read_text(encoding="utf-8")
     # CuPy keeps what it compiled, by source and options: it does not look at what a source includes.
-    included = f"-DINCLUDED={zlib.crc32((SOURCES / 'parts.cuh').read_bytes())}u"
+    headers = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.cuh")))
+    included = f"-DINCLUDED={zlib.crc32(headers)}u"
     module = cupy.RawModule(code=source, options=(*shape.options(stored), included), backend="nvrtc")
     kernel = module.get_function(name)
     kernel.max_dynamic_shared_size_bytes = shape.shared_bytes

@@ -1,6 +1,7 @@
 """The plan of an E-step of spherical or diag covariance: a table of coefficients, and sums that kernels add to.
 
-A block of rows is one launch, or two where K is above 64: labels and peaks of the rows first. Each block of threads
+A block of rows is one launch, or two where K is above 64: labels and peaks of the rows first. Up to 64 components of 64
+features go to the kernel on tensor cores, where the device has such, and fused.cu to itself. Each block of threads
 has sums of its own, a slot, from one block of rows to the next, and `result` adds the slots up. Where a plan has been
 made and rows were added once, the addresses of the table and the slots stay: `result` and `renew` are operations of
 torch alone and look at no value, so that a CUDA graph can hold them; what is left to the host then is `clear`.
@@ -15,6 +16,7 @@ from fastclust.kernels import torch as plain
 from fastclust.kernels.contract import Coefficients, Frame, Statistics
 from fastclust.kernels.contract import Plan as AnyPlan
 from fastclust.kernels.cuda import launch
+from fastclust.kernels.cuda.fused import FLUSH, Tables
 from fastclust.kernels.handover import tell
 from fastclust.kernels.memory import share_of_free
 
@@ -37,7 +39,11 @@ class Plan:
         self._shape = launch.shape_of(k, d, limits.block_bytes)
         self._at_once = limits.at_once(self._shape)
         self._rounds = -(-k // self._shape.components)
-        self._sizes = [k, k * d, k * d, 2 * self._rounds * self._shape.threads]  # of a slot: see statistics.cu
+        self._fused = launch.fused_of(k, d, limits)
+        self._tables = None if self._fused is None else Tables(self._fused, k, d, device)
+        cut = self._fused or self._shape
+        self._most = -(-limits.at_once(cut) // self._rounds)  # slots
+        self._sizes = [k, k * d, k * d, 2 * self._rounds * cut.threads]  # of a slot: see statistics.cu
         self._slots: torch.Tensor | None = None
         self._seen = _read_in(frame, d, device)
         self._table = launch.empty(k + 3 * k * d, dtype=torch.float32, device=device)
@@ -68,6 +74,8 @@ class Plan:
         mean.copy_(m)
         root.copy_(scale.expand_as(m))
         torch.mul(torch.sub(mean, m), scale, out=rest)
+        if self._tables is not None:
+            self._tables.renew(coefficients, self._table)
         self.clear()
 
     def clear(self) -> None:
@@ -86,13 +94,18 @@ class Plan:
             return
         if self._slots is None:
             most = share_of_free(rows.device, SLOTS_BYTES) // (8 * sum(self._sizes))
-            blocks = max(min(-(-self._at_once // self._rounds), most), 1)
+            blocks = max(min(self._most, most), 1)
             self._slots = launch.empty(blocks, sum(self._sizes), dtype=torch.float64, device=rows.device)
         w = None if weights is None else weights.to(torch.float32)
-        peaks, totals = self._peaks(rows, None) if self._rounds > 1 else (None, None)
-        grid = len(self._slots), self._rounds
-        given = w, np.int64(0 if w is None else w.stride(0)), peaks, totals, self._slots, np.int32(self._held)
-        launch.start("statistics", self._shape, grid, rows, *self._terms, *given)
+        weighted = w, np.int64(0 if w is None else w.stride(0))
+        grid, kept = (len(self._slots), self._rounds), (self._slots, np.int32(self._held))
+        if self._fused is not None and self._tables is not None:
+            cut = self._fused.reading(rows, moved=self._seen is not None)
+            k, tables = np.int32(self._coefficients.n_components), (self._tables.padded, self._tables.tight)
+            launch.start("fused", cut, grid, rows, self._seen, k, *weighted, *tables, *kept, FLUSH)
+        else:
+            peaks = self._peaks(rows, None) if self._rounds > 1 else (None, None)
+            launch.start("statistics", self._shape, grid, rows, *self._terms, *weighted, *peaks, *kept)
         self._held = True
 
     def result(self) -> Statistics:

@@ -1,6 +1,6 @@
 // One pass of spherical or diag: rows in, sums of blocks out. Responsibilities stay in shared memory.
 
-#include "parts.cuh"
+#include "direct.cuh"
 
 // Turn ln rho of row n of a tile, s.r[.][n], into responsibilities times the row's weight, and add the row to sums.
 //

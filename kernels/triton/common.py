@@ -22,11 +22,13 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from fastclust.kernels import expanded
+
 # What parts are, FAST of `split`: on a GPU, and in the interpreter, which has to cut what a tensor core does not read,
 # and whose products of bfloat16 are wrong.
 TF32, BFLOAT16, BFLOAT16_ON_CPU, TF32_ON_CPU = 0, 1, 2, 3
 
-LEAST = tl.constexpr(-1e30)  # of ln rho: finite, so that nothing times zero is not a number
+LEAST = tl.constexpr(expanded.LEAST)  # of log2 rho
 
 
 class Frame(NamedTuple):

@@ -18,9 +18,10 @@ import triton
 import triton.language as tl
 
 from fastclust.kernels.contract import Coefficients, Frame, Statistics
+from fastclust.kernels.expanded import LOG2_E
 from fastclust.kernels.triton.common import product, read_rows, split
 from fastclust.kernels.triton.launch import empty, frame_of, on_device_of, padded, parts, split_in_two
-from fastclust.kernels.triton.linear import LOG2_E, read_difference
+from fastclust.kernels.triton.linear import read_difference
 from fastclust.kernels.triton.shapes import Tuning, full_shape, programs_on
 
 CHUNK = 2048  # rows that are listed together

@@ -14,7 +14,6 @@ Columns and components that are not there have coefficients of zero and a consta
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,12 +22,10 @@ import triton
 import triton.language as tl
 
 from fastclust.kernels.contract import Coefficients, Frame, Statistics
+from fastclust.kernels.expanded import LOG2_E, expand
 from fastclust.kernels.triton.common import LEAST, dot, product, read_rows, split, whole
 from fastclust.kernels.triton.launch import empty, frame_of, padded, split_in_two
 from fastclust.kernels.triton.shapes import Shape, Tuning
-
-TIGHT = 2e3  # nats of sum lambda m^2; on relu1_2 of VGG-19, 1e3 marks 15 components of 50 and 3e3 marks 2
-LOG2_E = math.log2(math.e)
 
 
 class Terms(NamedTuple):
@@ -209,19 +206,15 @@ def terms(coefficients: Coefficients, components: int, width: int, fast: bool = 
     """Return coefficients as kernels read them, padded to components and width; the host does not wait for them."""
     m, diag = coefficients.means, coefficients.covariance_type == "diag"
     precision = coefficients.precision if diag else coefficients.precision[:, None]
-    square = (precision * m**2).sum(1)  # (K,)
-    tight = square > TIGHT
-    loose = (~tight).double()
-    half = -0.5 * LOG2_E * coefficients.precision * (loose[:, None] if diag else loose)
-    tables = [*split_in_two(padded(LOG2_E * precision * m * loose[:, None], components, width).T, fast)]
+    const, first, second, tight = expand(coefficients)
+    tables = [*split_in_two(padded(first, components, width).T, fast)]
     if diag:
-        tables += split_in_two(padded(half, components, width).T, fast)
-    const = (LOG2_E * (coefficients.offset - 0.5 * square)).masked_fill(tight, LEAST.value)
+        tables += split_in_two(padded(second, components, width).T, fast)
     padded_tight = padded(tight.double(), components) > 0
     high = m.float()
     return Terms(
         torch.stack(tables),
-        torch.zeros(1, device=m.device) if diag else padded(half, components).float(),
+        torch.zeros(1, device=m.device) if diag else padded(second[:, 0], components).float(),
         padded(const, components, fill=LEAST.value).float(),
         padded(LOG2_E * coefficients.offset, components, fill=LEAST.value).float(),
         padded(high, components, width),
