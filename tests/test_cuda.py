@@ -265,6 +265,11 @@ def test_a_changed_header_is_compiled_again(place, monkeypatch, tmp_path):
     assert float((after.log_norm - before.log_norm).abs()) > 0.1
 
 
+def assert_same_bits(found: Statistics, expected: Statistics) -> None:
+    for one, other in zip(vars(found).values(), vars(expected).values(), strict=True):
+        assert torch.equal(one, other)
+
+
 def only_on_cpu_with_tensor_cores(place: torch.device) -> None:
     if place.type == "cuda" or not launch.limits_of(place).tf32:
         pytest.skip("of the kernel on tensor cores, as the CPU runs it")
@@ -284,8 +289,7 @@ def test_rows_without_a_share_are_passed_over_exactly(place, monkeypatch, tmp_pa
     (sources / "fused.cu").write_text(text.replace("r[w] != 0.0f", "true"))
     monkeypatch.setattr(launch, "SOURCES", sources)
     launch._kernel.cache_clear()
-    for one, other in zip(vars(found).values(), vars(passed(rows.float(), coefficients, place)).values(), strict=True):
-        assert torch.equal(one, other)
+    assert_same_bits(passed(rows.float(), coefficients, place), found)
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16], ids=str)
@@ -295,10 +299,7 @@ def test_rows_with_few_digits_are_the_same_without_their_low_part(stored, place,
     monkeypatch.setattr(launch, "start", lambda name, cut, *more: cuts.append(cut) or start(name, cut, *more))
     rows, coefficients = problem(300, 12, 7, "diag")
     short, long = rows.to(stored), rows.to(stored).float()
-    for one, other in zip(
-        vars(passed(short, coefficients, place)).values(), vars(passed(long, coefficients, place)).values(), strict=True
-    ):
-        assert torch.equal(one, other)
+    assert_same_bits(passed(short, coefficients, place), passed(long, coefficients, place))
     moved = Frame(torch.ones(12).double())
     passed(short, coefficients, place, moved)
     assert [cut.exact for cut in cuts] == [True, False, False]
@@ -315,8 +316,7 @@ def test_rows_are_read_four_numbers_at_a_time_where_they_lie_so(place, monkeypat
     packed, views = before_a_wall(rows), (wide[:, :12], odd[:, 1:13], rows.T.contiguous().T)
     expected = passed(packed, coefficients, place)
     for view in views:
-        for one, other in zip(vars(passed(view, coefficients, place)).values(), vars(expected).values(), strict=True):
-            assert torch.equal(one, other)
+        assert_same_bits(passed(view, coefficients, place), expected)
     assert [cut.pack for cut in cuts] == [4, 4, 1, 1]
 
 
