@@ -6,13 +6,16 @@ What cannot be read, or says something else, is as if it were not there: the ker
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ log = logging.getLogger("fastclust")
 SOURCES = Path(__file__).resolve().parent
 SUFFIXES = (".py", ".cu", ".cuh")
 DRIVER = Path("/proc/driver/nvidia/version")
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"  # the driver's own
 DISTRIBUTIONS = ("torch", "triton", "triton-windows", "cupy-cuda13x", "cupy-cuda12x", "cupy", "fastclust")
 
 Key = dict[str, Any]
@@ -100,12 +104,15 @@ def _versions() -> dict[str, str]:
 
 @cache
 def _driver() -> str:
-    """Return the versions of the driver: of what it offers, and its own where Linux says it."""
+    """Return the versions of the driver: of the CUDA that it offers, and its own where Linux says it."""
+    offered = ctypes.c_int()
+    with suppress(OSError, AttributeError):  # torch does not say it
+        ctypes.CDLL(LIBRARY).cuDriverGetVersion(ctypes.byref(offered))
     try:
         own = DRIVER.read_text(encoding="utf-8").splitlines()[0]
     except (OSError, IndexError):
         own = ""
-    return f"{torch._C._cuda_getDriverVersion()} {own}".strip()  # type: ignore[attr-defined]
+    return f"{offered.value or ''} {own}".strip()
 
 
 def _file(whole: Key) -> Path:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -216,6 +217,30 @@ def test_proofs_are_kept_where_triton_keeps_kernels(variables, where, monkeypatc
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert remembered.folder() == Path(where)
+
+
+@pytest.mark.parametrize("library", ["offers 13.1", "not there"])
+def test_a_proof_on_cuda_is_for_the_card_and_its_driver(library, monkeypatch, tmp_path):
+    """Nothing is asked of torch but what it has: these are its answers where there is a card."""
+
+    def opened(name):
+        if library == "not there":
+            raise OSError(f"{name}: cannot open shared object file")
+        return SimpleNamespace(cuDriverGetVersion=lambda number: setattr(number._obj, "value", 13010))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    card = SimpleNamespace(name="A card", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(remembered.ctypes, "CDLL", opened)
+    monkeypatch.setattr(remembered, "DRIVER", tmp_path / "version")
+    known = "" if library == "not there" else "13010"
+    for own, driver in ((None, known), ("NVRM 590.44\nGCC 12\n", f"{known} NVRM 590.44".strip())):
+        if own is not None:
+            (tmp_path / "version").write_text(own)
+        remembered._driver.cache_clear()
+        found = remembered.surroundings(CUDA)
+        assert (found["device"], found["capability"], found["driver"]) == ("A card", "9.0", driver)
+    remembered._driver.cache_clear()
 
 
 def test_auto_on_cuda_is_triton_then_cupy_then_torch(monkeypatch):
