@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastclust")
 
 PLAIN = "torch"
-Case = tuple[Operation, CovarianceType, torch.dtype, torch.dtype, Precision, int, int, bool, bool, bool]
+Case = tuple[Operation, CovarianceType, torch.dtype, torch.dtype, Precision, int, int, bool, bool, bool, bool]
 _verdicts: dict[tuple[str, str, Case], str | None] = {}  # of this process: None, or why it failed
 
 
@@ -238,7 +238,7 @@ def failure(module: Backend, given: tuple[object, ...]) -> str | None:
 
 def described(name: str, case: Case) -> remembered.Key:
     """Return a case as it is remembered."""
-    operation, kind, dtype, stored, precision, k, d, framed, weighted, contiguous = case
+    operation, kind, dtype, stored, precision, k, d, moved, scaled, weighted, contiguous = case
     return {
         "backend": name,
         "operation": operation,
@@ -248,7 +248,8 @@ def described(name: str, case: Case) -> remembered.Key:
         "precision": precision,
         "components": k,
         "features": d,
-        "framed": framed,
+        "moved": moved,
+        "scaled": scaled,
         "weighted": weighted,
         "contiguous": contiguous,
     }
@@ -265,11 +266,11 @@ def _case(
 ) -> Case:
     """Return what a proof is for: sizes are rounded up to powers of two."""
     k, d = coefficients.means.shape
-    framed = frame.shift is not None or frame.scale is not None
     return (
         *(operation, coefficients.covariance_type, dtype, rows.dtype, precision),
         *(1 << (k - 1).bit_length(), 1 << (d - 1).bit_length()),
-        *(framed, weights is not None, rows.stride(1) == 1 or d == 1),
+        *(frame.shift is not None, frame.scale is not None),
+        *(weights is not None, rows.stride(1) == 1 or d == 1),
     )
 
 

@@ -167,6 +167,17 @@ def test_dtypes_and_weights_and_sizes_are_proven_each(device):
     assert len(device.proven) == before
 
 
+def test_rows_that_are_moved_or_scaled_are_proven_each(device):
+    """Kernels are compiled for each, and read float16 rows otherwise where they are moved."""
+    rows, coefficients = problem(300, 9, 3, "diag")
+    some = torch.ones(9, dtype=torch.float64)
+    for frame in (Frame(), Frame(some), Frame(None, 2 * some), Frame(some, 2 * some)):
+        for expected in (1, 0):
+            before = len(device.proven)
+            kernels.select("auto", CPU)[1].prepare(coefficients, frame, torch.float32).add(rows.half())
+            assert len(device.proven) == before + expected
+
+
 def test_a_second_process_remembers_and_other_sources_prove_anew(device, monkeypatch, tmp_path):
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
 
