@@ -77,15 +77,16 @@ def start_of(case: Case) -> dict[str, Any]:
 def run_case(case: Case, device: torch.device, refuse: bool = True, kept: Path | None = None) -> dict[str, Any]:
     """Return the record of a case: its times, or "left_out", "refused" or "failed" with the reason.
 
-    refuse: whether what is beyond the tolerance is not timed. kept: a folder where states are kept for other processes.
+    refuse: whether what is beyond the tolerance is not timed, and what was timed before a failure is not told. kept: a
+    folder where states are kept for other processes.
     """
     began = time.monotonic()
-    record = start_of(case)
+    found: dict[str, Any] = {}
     try:
-        record |= _measured(case, device, refuse, kept)
+        _measure(found, case, device, refuse, kept)
     except Exception as error:  # a kernel that fails is a result: the cases after it are run all the same
-        record["failed"] = f"{type(error).__name__}: {error}"[:500]
-    return record | {"seconds_in_all": short(time.monotonic() - began)}
+        found = ({} if refuse else found) | {"failed": f"{type(error).__name__}: {error}"[:500]}
+    return start_of(case) | found | {"seconds_in_all": short(time.monotonic() - began)}
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,12 @@ def why_left_out(case: Case, device: torch.device) -> str | None:
     return kernels.left(backend, case.covariance, getattr(torch, case.arithmetic), [getattr(torch, case.dtype)])
 
 
-def _measured(case: Case, device: torch.device, refuse: bool, kept: Path | None) -> dict[str, Any]:
+def _measure(record: dict[str, Any], case: Case, device: torch.device, refuse: bool, kept: Path | None) -> None:
+    """Add to a record what is found, as soon as it is."""
     reason = why_left_out(case, device)
     if reason is not None:
-        return {"left_out": reason}
+        record["left_out"] = reason
+        return
     backend = kernels.usable(case.backend, device)
     problem = problem_of(case, device, kept)
     rows, some, posterior, frame = problem.rows, problem.some, problem.posterior, problem.frame
@@ -138,7 +141,7 @@ def _measured(case: Case, device: torch.device, refuse: bool, kept: Path | None)
     def statistics(of: torch.Tensor) -> Statistics:
         return kernels.statistics(backend, of, *given, precision=precision)
 
-    record: dict[str, Any] = judge(statistics(some), [some], frame, posterior)
+    record |= judge(statistics(some), [some], frame, posterior)
     whole, again = statistics(rows), statistics(rows)
     record["errors"]["all rows"] = abs(float(whole.nk.sum()) / case.n - 1)
     record["tolerance"] = TOLERANCES[case.precision]
@@ -146,7 +149,7 @@ def _measured(case: Case, device: torch.device, refuse: bool, kept: Path | None)
     if wrong:
         record["refused"] = f"error against the oracle above {record['tolerance']}: {', '.join(wrong)}"
         if refuse:
-            return record
+            return
     record["repeatable"] = all(
         one is None or torch.equal(one, other)
         for one, other in zip(vars(whole).values(), vars(again).values(), strict=True)
@@ -163,7 +166,6 @@ def _measured(case: Case, device: torch.device, refuse: bool, kept: Path | None)
     record["assign"] = spread(seconds_on(device, lambda: plan.assign(rows), case.repeats, WARM_UP))
     if case.precision == "high" and case.dtype == "float32":
         record["pass"] = spread(own_passes(make_ours(case, 1, str(device)), rows, case.fit_passes))
-    return record
 
 
 def reset_peak(device: torch.device) -> int | None:

@@ -80,6 +80,12 @@ def test_a_pass_that_is_wrong_or_fails_or_has_no_kernel_is_not_timed(monkeypatch
     unsteady = passes.run_case(TINY, CPU)
     assert unsteady["repeatable"] is False
 
+    monkeypatch.setattr(plain.Plan, "result", right)
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "own_passes", lambda *given: 1 / 0)
+        late = passes.run_case(TINY, CPU)
+    assert late["failed"] == "ZeroDivisionError: division by zero"
+
     monkeypatch.setattr(plain.Plan, "result", lambda plan: 1 / 0)
     broken = passes.run_case(TINY, CPU)
     assert broken["failed"] == "ZeroDivisionError: division by zero"
@@ -89,7 +95,7 @@ def test_a_pass_that_is_wrong_or_fails_or_has_no_kernel_is_not_timed(monkeypatch
     assert fast["left_out"] == "backend torch has no precision 'fast'"
     unknown = passes.run_case(replace(TINY, backend="abacus"), CPU)
     assert "'abacus'" in unknown["left_out"]
-    assert not any("statistics" in one for one in (record, broken, fast, unknown))
+    assert not any("statistics" in one for one in (record, late, broken, fast, unknown))
 
 
 def test_after_its_time_a_process_starts_no_case(tmp_path):

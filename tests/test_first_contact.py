@@ -246,6 +246,12 @@ def test_headline_times_what_is_wrong_too_and_says_so(scratch, monkeypatch):
     monkeypatch.setattr(plain.Plan, "result", lambda plan: (r := result(plan)) and replace(r, nk=r.nk * 1.001))
     wrong = found(speed.headline, **given)[0]
     assert "nk: 1.0e-03" in wrong["refused"] and "statistics" in wrong
+    monkeypatch.undo()
+    monkeypatch.setattr(passes, "own_passes", lambda *given: 1 / 0)
+    failed = found(speed.headline, **given)[0]
+    assert failed["failed"] == "ZeroDivisionError: division by zero" and failed["statistics"]["median"] > 0
+    text = table.table([{"stage": "headline", "job": "torch diag", **failed}])
+    assert "1 failed: ZeroDivisionError" in text and "torch diag float32 high, ms" in text
     assert Path(scratch, f"{passes.Case('relu', 1500, 64, 50, 'diag', backend='torch').name}-5.pt").exists()
 
 

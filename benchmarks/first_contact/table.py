@@ -185,6 +185,7 @@ def machine_of(records: Records) -> Machine:
 
 
 def _predicted(records: Records) -> Iterator[str]:
+    yield from _why(_of(records, "headline"))
     on_card = any(one.get("options", {}).get("device") == "cuda" for one in records)
     yield f"{'':38} {'predicted':>15} {'measured':>9} {'ratio':>6} {'floor':>6} {'split':>6}  error"
     for what, expected, value, more in _rows(records):
