@@ -260,7 +260,7 @@ def test_rates_profile_and_what_is_around(scratch):
     assert {one["rate"] for one in rates if "rate" in one} == {"copy", "read", *speed.RATES}
     given = replace(CPU, scratch=scratch).problem("diag", "float32", "torch")
     (fit,) = found(profiles.fit, **given)
-    assert fit["launches"] > 10 and 0 <= fit["idle"] < 1 and fit["ms"] > 0
+    assert fit["launches"] == fit["kernels"] > 10 and 0 <= fit["idle"] < 1 and fit["ms"] > 0
     (left,) = found(profiles.fit, **given | {"backend": "cupy"})
     assert "cannot run" in left["left_out"]
     bare, a_pass = found(hosts.rows, **given)
@@ -269,6 +269,13 @@ def test_rates_profile_and_what_is_around(scratch):
     assert all(one["images_per_second"] > 0 for one in few) and len(few) == 2
     assert profiles.main([json.dumps(given | {"precision": "high"})]) == 0
     assert "left_out" in found(profiles.counters, precision="high", **given)[0]
+
+
+def test_a_launch_is_what_the_host_starts_and_not_a_kernel_of_a_graph():
+    calls = ["cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx", "cudaGraphLaunch", "cudaMemcpyAsync"]
+    others = ["cudaStreamSynchronize", "cudaEventRecord", "aten::add", "fused_statistics", "Memcpy DtoH", "cudaMalloc"]
+    assert all(map(profiles.STARTS.match, [*calls, "cuMemsetD32Async"]))
+    assert not any(map(profiles.STARTS.match, others))
 
 
 def test_images_go_through_the_network(monkeypatch):

@@ -12,7 +12,7 @@ From a checkout, with its root on PYTHONPATH; nothing is installed. Stages, in t
     sums        over all rows against torch in float64, and sum_k sx against sum_n y, for each FLUSH
     ablations   passes with other FLUSH, tile, columns and warps than the formula's
     ncu         the hardware's counters during the kernels of a pass, where there is Nsight Compute
-    profile     five passes of a fit: launches a pass, and the share of the time in which the card waits
+    profile     five passes of a fit: launches and kernels of one, and the share of the time in which the card waits
     hosts       rows from the host, images through VGG to conv1_2, and decoding: rates
 
 Every result is a line of FOLDER/results.jsonl as soon as it is there, so a run that is killed keeps what it found; the

@@ -37,7 +37,8 @@ WANTED = re.compile(
     r"warps_active\.avg\.pct|sm__throughput\.avg\.pct|inst_executed\.avg\.per_cycle_elapsed|grid_size|block_size"
 )
 NCU_SECONDS = 60.0
-BEFORE, PROFILED = 2, 5  # passes of a fit
+STARTS = re.compile(r"cu(da)?(Launch|GraphLaunch|Memcpy|Memset)")  # what the host calls, runtime's or driver's
+BEFORE, PROFILED = 3, 5  # passes of a fit: the third records the graph that the others start
 
 
 def counters(write: Write, precision: str, **problem: Any) -> None:
@@ -50,6 +51,7 @@ def counters(write: Write, precision: str, **problem: Any) -> None:
     command = [tool, "--clock-control", "none", "--profile-from-start", "off", "--launch-count", "6", *sections]
     command += ["--csv", "--page", "raw", *processes.module(__name__, json.dumps(problem | {"precision": precision}))]
     log = Path(problem["scratch"]) / "ncu.csv"
+    log.unlink(missing_ok=True)  # another job's
     command[1:1] = ["--log-file", str(log)]
     try:  # in this process's group, which is killed at the end of the job's time
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=NCU_SECONDS)
@@ -101,7 +103,10 @@ def main(arguments: list[str]) -> int:
 
 
 def fit(write: Write, device: str, rows: int, kind: Any, stored: str, backend: str, scratch: str) -> None:
-    """Write the launches of a pass of a fit, the milliseconds of it, and the share in which the device did nothing."""
+    """Write a pass of a fit: launches by the host, kernels on the device, milliseconds, and the share without any.
+
+    A graph is one launch, whatever is in it; on a CPU every operation is one.
+    """
     there = torch.device(device)
     case = case_of(kind, stored, backend, rows, device=device)
     reason = passes.why_left_out(case, there)
@@ -134,8 +139,10 @@ def fit(write: Write, device: str, rows: int, kind: Any, stored: str, backend: s
     most: Counter[str] = Counter()
     for start, end, name in spans:
         most[name[:60]] += end - start
+    launches = sum(bool(STARTS.match(event.name)) for event in events) if cuda else len(spans)
     write({
-        "case": f"{kind} {stored} high", "backend": backend, "launches": short(len(spans) / PROFILED),
+        "case": f"{kind} {stored} high", "backend": backend, "launches": short(launches / PROFILED),
+        "kernels": short(len(spans) / PROFILED),
         "ms": short(whole / PROFILED / 1e3), "idle": short(1 - _covered(spans) / whole),
         "most": {name: short(taken / PROFILED / 1e3) for name, taken in most.most_common(8)},
     })  # fmt: skip

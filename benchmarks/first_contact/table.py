@@ -157,7 +157,8 @@ def _sums(records: Records) -> Iterator[str]:
 def _profile(records: Records) -> Iterator[str]:
     for one in _of(records, "profile", "most"):
         most = ", ".join(f"{name[:28]} {ms:.3g}" for name, ms in list(one["most"].items())[:4])
-        yield f"{one['job']}: {one['launches']:.0f} launches a pass, {one['ms']:.4g} ms, {one['idle']:.0%} idle; {most}"
+        text = f"{one['job']}: a pass is {one['launches']:.0f} launches of {one['kernels']:.0f} kernels"
+        yield f"{text}, {one['ms']:.4g} ms, {one['idle']:.0%} idle; {most}"
     yield from _why(_of(records, "profile"))
 
 
