@@ -37,12 +37,13 @@ def tests_of(backend: str, device: str = "cuda") -> list[list[str]]:
 
 
 def around() -> dict[str, list[list[str]]]:
-    """Return the tests that are of no one backend: rows on their way to a card, waiting for it, and the estimators."""
+    """Return the tests of no one backend: rows on their way to a card, waiting for it, estimators, and their seeds."""
     some = ["-k", "cuda or gpu"]
     return {
         "staging": [["tests/test_staging.py"]],
         "no waiting": [["tests/test_no_waiting.py"]],
-        "the estimators": [[f"tests/test_{name}.py", *some] for name in ("arrays", "estimator")],
+        "the estimators": [["tests/test_arrays.py", *some]],
+        "seeds": [["tests/test_seeding.py", *some]],
     }
 
 

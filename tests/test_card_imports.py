@@ -77,6 +77,12 @@ def test_what_a_card_runs_imports_what_its_machine_has() -> None:
     assert {stem: names - known for stem, names in found.items() if names - known} == {}
 
 
+def test_a_card_runs_what_is_skipped_without_one() -> None:
+    skipping = re.compile(r"skipif\(not torch\.cuda\.is_available\(\)|not \(torch\.cuda\.is_available\(\)")
+    there = {path.stem for path in TESTS.glob("*.py") if skipping.search(path.read_text())}
+    assert {"test_seeding", "test_cuda_on_gpu"} <= there <= asked()
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
