@@ -355,6 +355,14 @@ def test_the_table_has_predicted_measured_ratio_and_both_shares():
     assert table.machine_of(records).clock == pytest.approx(predictions.CLOCK)
 
 
+def test_a_folder_is_found_from_where_the_program_was_started(tmp_path):
+    command = [*processes.module("benchmarks.first_contact", "--out", "here", "--device", "cpu")]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    command += ["--stages", "about", "--seconds", "60"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert any("backends" in one for one in Journal(tmp_path / "here" / "results.jsonl").read())
+
+
 def test_options_of_the_command_line_are_the_variants(tmp_path):
     options, given = program._parsed(
         ["--out", str(tmp_path), "--flush", "8", "16", "--warps", "--stages", "sums", "--device", "cpu"]

@@ -121,6 +121,7 @@ def _parsed(arguments: list[str] | None) -> tuple[Options, argparse.Namespace]:
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, nargs="*", type=kind, default=getattr(Options, name), help="variants")
     given = parser.parse_args(arguments)
+    given.out = given.out.absolute()  # jobs run from the checkout's root
     chosen: dict[str, Any] = {one.name: getattr(given, one.name) for one in fields(Options) if hasattr(given, one.name)}
     found: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in chosen.items()}
     return Options(**found), given
