@@ -42,5 +42,7 @@ def prepare(
     """Return the plan of an E-step; see the backend protocol."""
     if coefficients.covariance_type == "tied":
         return plain.prepare(coefficients, frame, dtype, block_rows=block_rows)
-    kind = full.Plan if coefficients.covariance_type == "full" else diag.Plan
-    return kind(coefficients, frame, dtype, block_rows)
+    given = coefficients, frame, dtype, block_rows
+    if coefficients.covariance_type == "full":
+        return full.Plan(full.tables(coefficients, dtype), *given)
+    return diag.Plan(diag.tables(coefficients, dtype), *given)

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastclust.kernels import torch as plain
-from fastclust.kernels.contract import Coefficients, Frame, Statistics, Totals
+from fastclust.kernels.contract import Coefficients, Frame, Statistics
 from fastclust.kernels.numba.diag_sweep import label, sweep
+from fastclust.kernels.numba.plan import Prepared
 from fastclust.kernels.numba.vectors import NARROW, WIDE
 from fastclust.kernels.threads import over_parts
 from fastclust.kernels.torch import FLOOR
@@ -74,15 +74,8 @@ def tables(coefficients: Coefficients, dtype: torch.dtype) -> Tables:
     return Tables(m.astype(kind), roots, shifts, np.concatenate(tiles), start)
 
 
-class Plan(Totals):
+class Plan(Prepared[Tables]):
     """An E-step of spherical or diag covariance; see `fastclust.kernels.contract.Plan`."""
-
-    def __init__(
-        self, coefficients: Coefficients, frame: Frame, dtype: torch.dtype, block_rows: int | None = None
-    ) -> None:
-        super().__init__()
-        self.coefficients, self.frame, self.dtype, self.block_rows = coefficients, frame, dtype, block_rows
-        self.tables = tables(coefficients, dtype)
 
     def add(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Add the statistics of rows (n, D), about the means; weights (n,) count a row w_n times."""
@@ -118,12 +111,6 @@ class Plan(Totals):
 
         over_parts(len(rows), rows.device, work)
         return labels, density
-
-    def responsibilities(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the responsibilities (n, K), which a user asks for once: by the torch backend."""
-        return plain.prepare(self.coefficients, self.frame, self.dtype, block_rows=self.block_rows).responsibilities(
-            rows
-        )
 
 
 def reach_of(n_rows: int, dtype: torch.dtype) -> Any:

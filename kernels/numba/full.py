@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastclust.kernels import torch as plain
-from fastclust.kernels.contract import Coefficients, Frame, Statistics, Totals
+from fastclust.kernels.contract import Coefficients, Frame, Statistics
 from fastclust.kernels.numba.cholesky import padded
 from fastclust.kernels.numba.diag import NUMPY, reach_of
 from fastclust.kernels.numba.full_sweep import GATHERED, add_moments, label, near, pack, share
+from fastclust.kernels.numba.plan import Prepared
 from fastclust.kernels.numba.vectors import ABREAST, WIDE
 from fastclust.kernels.threads import over_items, over_parts
 
@@ -60,15 +60,8 @@ def tables(coefficients: Coefficients, dtype: torch.dtype) -> Tables:
     return Tables(means, high, (means - high).astype(kind), roots, (-2 * coefficients.offset.numpy()).astype(kind))
 
 
-class Plan(Totals):
+class Plan(Prepared[Tables]):
     """An E-step of full covariance; see `fastclust.kernels.contract.Plan`."""
-
-    def __init__(
-        self, coefficients: Coefficients, frame: Frame, dtype: torch.dtype, block_rows: int | None = None
-    ) -> None:
-        super().__init__()
-        self.coefficients, self.frame, self.dtype, self.block_rows = coefficients, frame, dtype, block_rows
-        self.tables = tables(coefficients, dtype)
 
     def add(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Add the statistics of rows (n, D), about the means; weights (n,) count a row w_n times."""
@@ -98,12 +91,6 @@ class Plan(Totals):
             find = partial(_labels, rows[some], y, self.frame, given, reach, self.block_rows, out)
             over_parts(len(y), rows.device, find)
         return labels, density
-
-    def responsibilities(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the responsibilities (n, K), which a user asks for once: by the torch backend."""
-        return plain.prepare(self.coefficients, self.frame, self.dtype, block_rows=self.block_rows).responsibilities(
-            rows
-        )
 
 
 def _chunks(
