@@ -108,16 +108,20 @@ def _error_of_roots(y: torch.Tensor, coefficients: Coefficients, product: float)
     return out
 
 
-def of_labels(labels: torch.Tensor, density: torch.Tensor, known: Expected) -> Found:
-    """Return the errors of labels (n,) and log-densities (n,); a label errs by what its component is less probable."""
-    k = known.r.shape[1]
-    if labels.shape != known.density.shape or bool(((labels < 0) | (labels >= k)).any()):
+def of_labels(labels: torch.Tensor, density: torch.Tensor, known: Expected, copies: int = 1) -> Found:
+    """Return the errors of labels and log-densities (copies n,), of copies of the rows one after the other.
+
+    A label errs by what its component is less probable.
+    """
+    n, k = known.r.shape
+    if labels.shape != (copies * n,) or density.shape != labels.shape or bool(((labels < 0) | (labels >= k)).any()):
         return {"labels": (math.inf, 0.0)}
-    index = labels.long()[:, None]
-    best, place = known.log_rho.max(1)
-    less = best - known.log_rho.gather(1, index)[:, 0]
-    allowed = known.e.gather(1, place[:, None])[:, 0] + known.e.gather(1, index)[:, 0]
-    return {"labels": worst(less, allowed), "density": worst(density.double() - known.density, known.density_error)}
+    index = labels.long().view(copies, n).T  # (n, copies)
+    best, place = known.log_rho.max(1, keepdim=True)
+    less = best - known.log_rho.gather(1, index)
+    allowed = known.e.gather(1, place) + known.e.gather(1, index)
+    difference = density.double().view(copies, n) - known.density
+    return {"labels": worst(less, allowed), "density": worst(difference, known.density_error)}
 
 
 def of_responsibilities(found: torch.Tensor, known: Expected) -> Found:

@@ -6,8 +6,8 @@ the torch backend's, in float64; what may lie between follows from the problem (
 
 Each problem's coefficients are written over those of the problem before, in the same tensors, and a plan that can be
 renewed had other coefficients and rows first, so that tables of an earlier pass are found; statistics are of two blocks
-of rows; and on an accelerator of many copies of the rows, enough for programs to empty their sums more than once. The
-host waits for the results.
+of rows; and on an accelerator they, and labels, are of many copies of the rows, enough for programs to take more than a
+tile and to empty their sums more than once. The host waits for the results.
 """
 
 from __future__ import annotations
@@ -144,15 +144,19 @@ def _errors(
     def prepare(given: Coefficients) -> Plan:
         return backend.prepare(given, frame, dtype, precision, block_rows)
 
+    errors: Found
     if operation == "assign":
-        return of_labels(*prepare(coefficients).assign(rows), known)
+        errors = of_labels(*prepare(coefficients).assign(rows), known)
+        if (copies := _copies(rows)) > 1:
+            _keep_worst(errors, of_labels(*prepare(coefficients).assign(_repeated(rows, copies)), known, copies))
+        return errors
     if operation == "responsibilities":
         return of_responsibilities(prepare(coefficients).responsibilities(rows), known)
     w = torch.ones(len(rows), dtype=WIDE, device=rows.device) if weights is None else weights.double()
     truth.add(rows, weights)
     direct = _direct(coefficients)
     wanted = truth.result().moved(torch.where(direct[:, None], coefficients.means, 0.0))
-    errors: Found = {}
+    errors = {}
     for found in _passes(prepare, coefficients, rows, weights):
         part = of_statistics(found, wanted, y, w[:, None] * r, w[:, None] * known.d, coefficients, direct, precision)
         _keep_worst(errors, part | of_totals(found, wanted, known, w))
@@ -170,8 +174,7 @@ def _passes(
         plan.add(rows[some], None if weights is None else weights[some])
     yield plan.result()
     many = prepare(_rolled(coefficients))
-    copies = max(min(COPIED_ROWS // len(rows), COPIED_BYTES // (rows.numel() * rows.element_size())), 1)
-    copies = copies if rows.device.type != "cpu" else 1
+    copies = _copies(rows)
     if hasattr(many, "renew"):
         many.add(rows[first], None if weights is None else weights[first])
         many.renew(coefficients)
@@ -179,11 +182,23 @@ def _passes(
         many = prepare(coefficients)
     else:
         return
-    many.add(laid_out(rows.repeat(copies, 1), rows), None if weights is None else weights.repeat(copies))
+    many.add(_repeated(rows, copies), None if weights is None else weights.repeat(copies))
     found = many.result()
     sxx = None if found.sxx is None else found.sxx / copies
     nk, sx, log_norm, entropy = (part / copies for part in (found.nk, found.sx, found.log_norm, found.entropy))
     yield Statistics(nk, sx, sxx, log_norm, entropy, found.about)
+
+
+def _copies(rows: torch.Tensor) -> int:
+    """Return how many times a problem's rows are read at once, beside once."""
+    if rows.device.type == "cpu":
+        return 1
+    return max(min(COPIED_ROWS // len(rows), COPIED_BYTES // (rows.numel() * rows.element_size())), 1)
+
+
+def _repeated(rows: torch.Tensor, copies: int) -> torch.Tensor:
+    """Return copies of rows (n, D), one after the other, laid out as those are."""
+    return laid_out(rows.repeat(copies, 1), rows)
 
 
 def _rolled(coefficients: Coefficients) -> Coefficients:

@@ -68,6 +68,43 @@ def test_each_planted_fault_is_found(fault, operation, name, kind, one_thread):
     assert not found.passed, f"{found.errors}"
 
 
+def of_many(of_rows: bool) -> SimpleNamespace:
+    """Return a backend that is wrong from the 5000th row on: programs take no more than a tile, and few rows show none.
+
+    of_rows: whether labels are, or sums.
+    """
+
+    class Plan:
+        def __init__(self, *given, **more):
+            self.plan = plain.prepare(*given, **more)
+            self.result = self.plan.result
+
+        def add(self, rows, weights=None):
+            count = 5000 if not of_rows else len(rows)
+            self.plan.add(rows[:count], None if weights is None else weights[:count])
+
+        def assign(self, rows):
+            labels, density = self.plan.assign(rows)
+            if of_rows:
+                labels[5000:], density[5000:] = labels[0], density[0]
+            return labels, density
+
+    return SimpleNamespace(PRECISIONS=("high",), prepare=Plan, moments=plain.moments)
+
+
+@pytest.mark.parametrize("operation", ["statistics", "assign"])
+def test_what_only_many_rows_show_is_found_on_an_accelerator(operation, monkeypatch):
+    rows, coefficients = problem(300, 9, 5, "diag")
+    weights = torch.linspace(0, 2, 300, dtype=torch.float64)
+    given = (operation, rows.float(), coefficients, Frame(), torch.float32, "high", weights)
+    assert proof.prove(of_many(operation == "assign"), *given).passed, "the CPU has no copies"
+    monkeypatch.setattr(proof, "_copies", lambda some: 6)
+    assert not proof.prove(of_many(operation == "assign"), *given).passed
+    assert proof.prove(of_many(operation != "assign"), *given).passed
+    for name in HEALTHY:
+        assert proof.prove(HEALTHY[name], *given).passed, name
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_faults_in_the_source_of_the_triton_kernels_are_found():
     """Triton reads TRITON_INTERPRET when it is imported, so in a process of its own."""
