@@ -77,7 +77,7 @@ def variant_of(
             return "the backend's tiles cannot be chosen: its `prepare` has no `tuning`"
         from fastclust.kernels.triton import shapes
 
-        options["tuning"] = shapes.Tuning(**tuning)  # type: ignore[attr-defined,unused-ignore]
+        options["tuning"] = shapes.Tuning(**tuning)
     coefficients = engine.coefficients(problem.posterior)
 
     def a_pass(rows: torch.Tensor) -> Statistics:
@@ -88,41 +88,58 @@ def variant_of(
     return a_pass
 
 
-def ablations(
-    write: Write,
-    device: str,
-    rows: int,
-    kind: Any,
-    stored: str,
-    backend: str,
-    scratch: str,
-    precisions: list[str],
-    variants: list[dict[str, int]],
-) -> None:
-    """Write what a pass takes with the formula's tiles and with each variant, and how far its nk are from those."""
+def opened(
+    write: Write, device: str, rows: int, kind: Any, stored: str, backend: str, scratch: str
+) -> tuple[Backend, passes.Problem] | None:
+    """Return a backend and what its passes are of, see `Options.problem`; None where it cannot run, and write why."""
     there = torch.device(device)
     try:
         module = kernels.usable(backend, there)
     except (ValueError, RuntimeError) as error:
         write({"left_out": f"{error}"})
-        return
-    problem = passes.problem_of(case_of(kind, stored, backend, rows, device=device), there, Path(scratch))
+        return None
+    return module, passes.problem_of(case_of(kind, stored, backend, rows, device=device), there, Path(scratch))
+
+
+def try_variants(
+    write: Write,
+    module: Backend,
+    problem: passes.Problem,
+    name: str,
+    precisions: list[str],
+    variants: list[dict[str, int]],
+    measure: Callable[[str, Callable[[torch.Tensor], Statistics]], dict[str, Any]],
+) -> None:
+    """Write what is measured, given a precision and a pass, with the formula's tiles and with each variant, or why not.
+
+    name: kind of covariance and dtype of the rows.
+    """
     for precision in precisions:
-        usual: Statistics | None = None
         for tuning in (None, *variants):
-            about: dict[str, Any] = {"case": f"{kind} {stored} {precision}", "variant": tuning or "formula"}
+            about: dict[str, Any] = {"case": f"{name} {precision}", "variant": tuning or "formula"}
             try:
                 a_pass = variant_of(module, problem, precision, tuning)
-                if isinstance(a_pass, str):
-                    write(about | {"left_out": a_pass})
-                    continue
-                began = time.perf_counter()
-                found = a_pass(problem.rows)
-                first = float(found.nk.sum()) and time.perf_counter() - began
-                usual = found if usual is None else usual
-                away = float(((found.nk - usual.nk).abs() / usual.nk.clamp(min=1)).max())
-                taken = seconds_on(there, lambda: a_pass(problem.rows), REPEATS // 2, warm_up=2)  # noqa: B023
-                write(about | {"ms": short(spread(taken)["median"] * 1e3), "ms_least": short(min(taken) * 1e3),
-                               "nk_away": away, "first_seconds": short(first)})  # fmt: skip
+                found = {"left_out": a_pass} if isinstance(a_pass, str) else measure(precision, a_pass)
             except Exception as error:  # one that does not compile, or asks for too much
-                write(about | {"failed": f"{type(error).__name__}: {error}"[:300]})
+                found = {"failed": f"{type(error).__name__}: {error}"[:300]}
+            write(about | found)
+
+
+def ablations(write: Write, precisions: list[str], variants: list[dict[str, int]], **asked: Any) -> None:
+    """Write what a pass takes with the formula's tiles and with each variant, and how far its nk are from those."""
+    found = opened(write, **asked)
+    if found is None:
+        return
+    module, problem = found
+    usual: dict[str, torch.Tensor] = {}  # nk, by precision
+
+    def measure(precision: str, a_pass: Callable[[torch.Tensor], Statistics]) -> dict[str, Any]:
+        began = time.perf_counter()
+        nk = a_pass(problem.rows).nk
+        first = float(nk.sum()) and time.perf_counter() - began
+        away = float(((nk - usual.setdefault(precision, nk)).abs() / usual[precision].clamp(min=1)).max())
+        taken = seconds_on(problem.rows.device, lambda: a_pass(problem.rows), REPEATS // 2, warm_up=2)
+        least = {"ms": short(spread(taken)["median"] * 1e3), "ms_least": short(min(taken) * 1e3)}
+        return least | {"nk_away": away, "first_seconds": short(first)}
+
+    try_variants(write, module, problem, f"{asked['kind']} {asked['stored']}", precisions, variants, measure)

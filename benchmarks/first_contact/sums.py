@@ -10,15 +10,13 @@ where sums shrink. For full covariance those are the means, and the bias tells w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from benchmarks import passes
 from benchmarks.first_contact.job import Write
-from benchmarks.first_contact.speed import case_of, variant_of
+from benchmarks.first_contact.speed import opened, try_variants
 from benchmarks.verify import errors, variances
 from fastclust import engine, kernels
 from fastclust.kernels import Frame, Statistics
@@ -26,46 +24,27 @@ from fastclust.kernels import Frame, Statistics
 CHUNK = 500_000  # rows in float64 at once
 
 
-def sums(
-    write: Write,
-    device: str,
-    rows: int,
-    kind: Any,
-    stored: str,
-    backend: str,
-    scratch: str,
-    precisions: list[str],
-    flush: list[int],
-) -> None:
+def sums(write: Write, precisions: list[str], flush: list[int], **asked: Any) -> None:
     """Write how far the sums over all rows are off, for the formula's choice and for each number of tiles a flush."""
-    there = torch.device(device)
-    try:
-        module = kernels.usable(backend, there)
-        plain = kernels.usable("torch", there)
-    except (ValueError, RuntimeError) as error:
-        write({"left_out": f"{error}"})
+    there = opened(write, **asked)
+    if there is None:
         return
-    problem = passes.problem_of(case_of(kind, stored, backend, rows, device=device), there, Path(scratch))
+    module, problem = there
+    plain = kernels.usable("torch", problem.rows.device)
+    name = f"{asked['kind']} {asked['stored']}"
     coefficients = engine.coefficients(problem.posterior)
     columns = _columns(problem.rows, problem.frame)
     expected = about_origin(kernels.statistics(plain, problem.rows, coefficients, problem.frame, torch.float64))
     second = problem.posterior.m**2 + variances(problem.posterior)
-    write({"case": f"{kind} {stored} torch in float64", **_conserved(expected, *columns)})
-    for precision in precisions:
-        for tuning in (None, *({"flush": tiles} for tiles in flush)):
-            about: dict[str, Any] = {"case": f"{kind} {stored} {precision}", "variant": tuning or "formula"}
-            try:
-                a_pass = variant_of(module, problem, precision, tuning)
-                if isinstance(a_pass, str):
-                    write(about | {"left_out": a_pass})
-                    continue
-                as_summed = a_pass(problem.rows)
-                known, found = expected.moved(as_summed.about), about_origin(as_summed)
-                bias = {name: _bias(getattr(as_summed, name), getattr(known, name)) for name in ("nk", "sx", "sxx")}
-                worst = errors(found, expected, second)
-                write(about | {"errors": worst, "bias": bias, **_conserved(found, *columns)})
-            except Exception as error:
-                write(about | {"failed": f"{type(error).__name__}: {error}"[:300]})
+    write({"case": f"{name} torch in float64", **_conserved(expected, *columns)})
+
+    def measure(precision: str, a_pass: Callable[[torch.Tensor], Statistics]) -> dict[str, Any]:
+        as_summed = a_pass(problem.rows)
+        known, found = expected.moved(as_summed.about), about_origin(as_summed)
+        bias = {each: _bias(getattr(as_summed, each), getattr(known, each)) for each in ("nk", "sx", "sxx")}
+        return {"errors": errors(found, expected, second), "bias": bias, **_conserved(found, *columns)}
+
+    try_variants(write, module, problem, name, precisions, [{"flush": tiles} for tiles in flush], measure)
 
 
 def about_origin(statistics: Statistics) -> Statistics:
