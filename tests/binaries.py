@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from launches import CARDS, Launch, StandIn, launches_of
+from launches import CARDS, Launch, StandIn
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -59,15 +59,6 @@ class Binary:
     def __str__(self) -> str:
         constants = ", ".join(f"{name}={value}" for name, value in self.constants.items())
         return f"sm_{self.capability} {self.kernel}({self.types.get('rows', '')}, {constants})"
-
-
-def compiled_by(function: Callable[[], object], capability: int) -> list[Binary]:
-    """Compile what a function would start on a card that has this capability (90 for sm_90).
-
-    function: calls `fastclust.kernels.triton` with tensors on the CPU; its numbers come from the torch backend.
-    """
-    launches = launches_of(function, [CARDS[capability]])
-    return [binary for _, binary in compiled(launches, launches)]
 
 
 def compiled(launches: list[Launch], counted: Container[Launch] = ()) -> Iterator[tuple[Launch, Binary]]:
