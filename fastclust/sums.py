@@ -19,25 +19,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fastclust.kernels import Backend, CovarianceType, Precision, Statistics, ran
+from fastclust.kernels import Backend, CovarianceType, Precision, Statistics, precisions, ran
+from fastclust.kernels.bounds import COLUMN_SUMS as TOLERANCE
+from fastclust.kernels.bounds import checked as checked
 from fastclust.rows import Rows
 from fastclust.summary import Summary
 
-# Responsibilities below e^-40 of a row's largest are dropped: far below either.
-# "high" loses 2^-20 of y, y^2 and r at most, and that much again, low times low: 5e-7 in the interpreter, of rows half
-# of which are alike. "fast" loses 2^-14 of each, which of rows that are alike has one sign: 6e-5 there, and no more
-# than 3 x 2^-14 whatever the rows.
-TOLERANCE: dict[Precision, float] = {"high": 2e-6, "fast": 2e-4}
 STRICTEST = min(TOLERANCE.values())
 
 
 class WrongSumsError(RuntimeError):
     """The sums of a pass over the rows are not the rows' own: the kernels of a backend do not work on this device."""
-
-
-def checked(device: torch.device) -> bool:
-    """Say whether passes on a device are held against the column sums: on all but the CPU."""
-    return device.type != "cpu"
 
 
 @dataclass(frozen=True)
@@ -61,8 +53,9 @@ class ColumnSums:
 
     @property
     def tolerance(self) -> float:
-        """The largest relative error that is no fault."""
-        return TOLERANCE[self.precision]
+        """The largest relative error that is no fault, of the arithmetic of what passed over rows last."""
+        exact = self.module is not None and "fast" not in precisions(self.module)
+        return TOLERANCE["high" if exact else self.precision]
 
     def worst(self, statistics: Statistics) -> torch.Tensor:
         """Return the largest relative error () of the sums over components; the host does not wait for it."""

@@ -227,10 +227,15 @@ class ChosenPlan:
 
 
 def failure(module: Backend, given: tuple[object, ...]) -> str | None:
-    """Prove an operation; return None where it passes, and else what failed. given: as `prove` has it."""
+    """Prove an operation; return None where it passes, and else what failed. given: as `prove` has it.
+
+    Raises torch.OutOfMemoryError, which says nothing of the kernels: fewer rows at once may do.
+    """
     operation, rows, coefficients, frame, dtype, precision, weights, block_rows = given
     try:
         proof = prove(module, operation, rows, coefficients, frame, dtype, precision, weights, block_rows)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         return f"its proof ended with {type(error).__name__}: {error}"
     return None if proof.passed else f"it failed its proof: {proof.failures()}"

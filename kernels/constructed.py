@@ -31,12 +31,16 @@ ROOTS = 7  # different ones: the host makes them
 
 @dataclass(frozen=True)
 class Problem:
-    """Hold rows (n, D) as stored, the frame that they are read in, coefficients and weights (n,), on one device."""
+    """Hold rows (n, D) as stored, the frame that they are read in, coefficients and weights (n,), on one device.
+
+    at_hand: whether the rows are some of those that the proof is for.
+    """
 
     rows: torch.Tensor
     coefficients: Coefficients
     frame: Frame
     weights: torch.Tensor | None
+    at_hand: bool = False
 
 
 def rows_for(n_components: int) -> int:

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from fastclust.kernels import torch as plain
-from fastclust.kernels.bounds import FAR, Found, expected, of_labels, of_responsibilities, of_statistics, of_totals
+from fastclust.kernels.bounds import (
+    FAR,
+    Found,
+    checked,
+    expected,
+    of_columns,
+    of_labels,
+    of_responsibilities,
+    of_statistics,
+    of_totals,
+)
 from fastclust.kernels.constructed import PROBLEMS, Problem, laid_out, make, rows_for
 from fastclust.kernels.contract import Coefficients, Frame, Plan, Precision, Statistics
 
@@ -118,7 +128,7 @@ def _problems(
     good = torch.nonzero((seen.abs() < LARGEST).all(1))[:, 0]
     if len(good):
         w = None if weights is None else weights[some][good]
-        yield Problem(laid_out(sample[good], rows), coefficients, frame, w)
+        yield Problem(laid_out(sample[good], rows), coefficients, frame, w, at_hand=True)
 
 
 def _errors(
@@ -159,6 +169,8 @@ def _errors(
     errors = {}
     for found in _passes(prepare, coefficients, rows, weights):
         part = of_statistics(found, wanted, y, w[:, None] * r, w[:, None] * known.d, coefficients, direct, precision)
+        if problem.at_hand and checked(rows.device):
+            part |= of_columns(found, y, w, frame, precision)
         _keep_worst(errors, part | of_totals(found, wanted, known, w))
     return errors
 

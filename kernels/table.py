@@ -116,6 +116,12 @@ def ran(backend: Backend, name: str) -> str:
     return backend.ran or name if isinstance(backend, Chosen) else name
 
 
+def precisions(backend: Backend) -> tuple[Precision, ...]:
+    """Return the arithmetics of the backend that passed over rows last; before any did, of all that may."""
+    last = backend.candidates.get(backend.ran or "", backend) if isinstance(backend, Chosen) else backend
+    return last.PRECISIONS
+
+
 def left(backend: Backend, kind: CovarianceType, dtype: torch.dtype, stored: Iterable[torch.dtype]) -> str | None:
     """Say why a backend leaves the passes over rows to the torch backend's functions; None where it does not.
 

@@ -105,6 +105,27 @@ def test_what_only_many_rows_show_is_found_on_an_accelerator(operation, monkeypa
         assert proof.prove(HEALTHY[name], *given).passed, name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_that_would_fail_a_pass_fail_the_proof_on_an_accelerator(kind, monkeypatch):
+    """As those of a tensor core that rounds toward zero: of full and tied too little for anything else to see."""
+
+    def shrunk(found):
+        small = None if found.sxx is None else found.sxx * (1 - 5e-6)
+        return replace(found, sx=found.sx * (1 - 5e-6), sxx=small)
+
+    monkeypatch.setitem(SUMMED, "sums shrink", shrunk)
+    rows, coefficients = problem(300, 9, 5, kind)
+    rows = rows.float().abs()  # so that sums do not cancel
+    given = ("statistics", rows, coefficients, Frame(), torch.float32, "high", None)
+    shrinking = broken(plain, "sums shrink")
+    assert proof.prove(shrinking, *given).passed == (kind in ("full", "tied"))
+    monkeypatch.setattr(proof, "checked", lambda device: True)
+    failed = proof.prove(shrinking, *given)
+    assert not failed.passed
+    assert "columns errs by" in failed.failures()
+    assert proof.prove(plain, *given).passed
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_faults_in_the_source_of_the_triton_kernels_are_found():
     """Triton reads TRITON_INTERPRET when it is imported, so in a process of its own."""
@@ -168,6 +189,14 @@ def test_one_whose_proof_raises_is_passed_over_and_says_what_it_raised(device, c
     device.raises["triton"] = RuntimeError("Currently fp64 don't support largeK MMA")
     assert device.fit().backend_ == "cupy"
     assert "its proof ended with RuntimeError: Currently fp64 don't support largeK MMA" in caplog.text
+
+
+def test_a_proof_that_runs_out_of_memory_says_nothing_of_a_backend(device):
+    device.raises["triton"] = torch.OutOfMemoryError("made up")
+    with pytest.raises(torch.OutOfMemoryError):
+        device.fit(backend="triton")
+    del device.raises["triton"]
+    assert device.fit().backend_ == "triton"
 
 
 def test_one_that_was_asked_for_and_fails_raises(device):
