@@ -1,9 +1,10 @@
 """Checkpoints: where a fit is, written aside every few minutes, so that a crash costs no more than these.
 
 A checkpoint holds everything that the next pass depends on, bit by bit: the posterior, the statistics that it follows
-from, the bound's history, the best of the starts before this one, the random state, and the summary of the rows, from
-which the priors follow. So a fit that goes on from one ends with the same bits as one that was never stopped (on the
-CPU, with as many threads). It also holds what the fit is of, and goes on with nothing else.
+from, the bound's history, the best of the starts before this one, the random state, the summary of the rows, from which
+the priors follow, and how many components the next pass of an accelerator reads as one. So a fit that goes on from one
+ends with the same bits as one that was never stopped (on the CPU, with as many threads). It also holds what the fit is
+of, and goes on with nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from fastclust import model_file
+from fastclust.alike import Alike
 from fastclust.arrays import host
 from fastclust.engine import Ascent
 from fastclust.group import Group
@@ -31,7 +33,7 @@ from fastclust.variational import Posterior
 log = logging.getLogger("fastclust")
 
 FORMAT = "fastclust.checkpoint"
-VERSION = 1
+VERSION = 2  # 1 did not say which components are alike
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _plain(ascent: Ascent) -> dict[str, Any]:
     for name in ("posterior", "statistics"):
         if parts[name] is not None:
             parts[name] = {one.name: _host(getattr(parts[name], one.name)) for one in fields(parts[name])}
-    return parts | {"lower_bounds": np.array(ascent.lower_bounds)}
+    return parts | {"lower_bounds": np.array(ascent.lower_bounds), "alike": np.array(ascent.alike)}
 
 
 def _ascent(parts: dict[str, Any], device: torch.device) -> Ascent:
@@ -170,6 +172,7 @@ def _ascent(parts: dict[str, Any], device: torch.device) -> Ascent:
         None if statistics is None else Statistics(**statistics),
         tuple(float(bound) for bound in parts["lower_bounds"]),
         **{name: parts[name] for name in ("change", "reference", "fast", "converged")},
+        alike=Alike(*map(int, parts["alike"])),
     )
 
 

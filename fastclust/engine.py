@@ -2,7 +2,7 @@
 
 On a GPU a pass is queued without a look at any value. The host waits once a pass, for the bound: the stopping test
 needs it, and it is not a number where a covariance was not positive definite. What the sums of the pass err by comes
-with it.
+with it, and how many components are alike (`fastclust.alike`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 import torch
 
 from fastclust import graph, variational
+from fastclust.alike import UNKNOWN, Alike, alike
 from fastclust.graph import Passes, Step
 from fastclust.kernels import Coefficients, Statistics
 from fastclust.kernels.threads import one_thread_where_small
@@ -28,7 +29,8 @@ class Ascent:
     """Hold where a run of coordinate ascent is; bounds in nats, summed over rows.
 
     statistics: that the posterior follows from; None before the first pass. change: of the bound by the last pass.
-    reference: the bound that the next pass has to surpass. fast: whether the next pass is in fast products.
+    reference: the bound that the next pass has to surpass. fast: whether the next pass is in fast products. alike: how
+    many of the posterior's components are, and how many the next pass reads as one where the host cannot look.
     """
 
     posterior: Posterior
@@ -38,6 +40,7 @@ class Ascent:
     reference: float = -math.inf
     fast: bool = False
     converged: bool = False
+    alike: Alike = UNKNOWN
 
     @property
     def n_passes(self) -> int:
@@ -126,7 +129,8 @@ def ascend(
             fast = now.fast
             here = replace(rows, precision="fast") if fast else rows
             check = None if sums is None else sums.of(here)
-            follow = partial(_follow, prior=prior, scatter=scatter, sums=check, sort_sticks=sort_sticks)
+            ask = not rows.by_value
+            follow = partial(_follow, prior=prior, scatter=scatter, sums=check, sort_sticks=sort_sticks, ask=ask)
             record = graph.recorder(rows.blocks.device, prior.covariance_type)
             passes = Passes(here, follow, coefficients, record)
         now = _pass(passes, now, check, tol)
@@ -136,28 +140,36 @@ def ascend(
 
 
 def _follow(
-    statistics: Statistics, prior: Prior, scatter: torch.Tensor | None, sums: ColumnSums | None, sort_sticks: bool
+    statistics: Statistics,
+    prior: Prior,
+    scatter: torch.Tensor | None,
+    sums: ColumnSums | None,
+    sort_sticks: bool,
+    ask: bool,
 ) -> Step:
-    """Return what statistics lead to: the posterior, its bound, and what the sums err by."""
+    """Return what statistics lead to: the posterior, its bound, what the sums err by. ask: and how many are alike."""
     told = [] if sums is None else [sums.worst(statistics)]
     if sort_sticks:
         statistics = statistics.take(by_size(statistics))
     posterior = _update(prior, statistics, scatter)
+    if ask:
+        told.append(alike(posterior).sum().double())
     return Step(statistics, posterior, torch.stack([_bound(posterior, statistics), *told]))
 
 
 def _pass(passes: Passes, now: Ascent, sums: ColumnSums | None, tol: float) -> Ascent:
     """Return where one more pass leads to."""
-    step = passes.after(now.posterior)
+    rows = passes.rows
+    step = passes.after(now.posterior, 1 if rows.by_value else now.alike.merged)
     told = step.told if passes.differs is None else torch.cat([step.told, passes.differs[None]])
     bound, *more = fetched(told)
     if sums is not None:
-        sums.judge(more[0], step.statistics, now.n_passes + 1)
+        sums.judge(more.pop(0), step.statistics, now.n_passes + 1)
     if passes.differs is not None:
-        passes.trust(more[-1])
+        passes.trust(more.pop())
     if not math.isfinite(bound):
         variational.check(step.posterior)
-    bound = passes.rows.blocks.group.agreed(bound)
+    bound = rows.blocks.group.agreed(bound)
     change, settled = bound - now.reference, now.fast and bound - now.reference < tol  # it may fall by what they err
     return Ascent(
         step.posterior,
@@ -167,4 +179,5 @@ def _pass(passes: Passes, now: Ascent, sums: ColumnSums | None, tol: float) -> A
         -math.inf if settled else bound,
         now.fast and not settled,
         not now.fast and abs(change) < tol,
+        now.alike.next(int(more[0]), len(step.statistics.nk), passes.recorded, rows.blocks.n_rows) if more else UNKNOWN,
     )

@@ -2,8 +2,10 @@
 
 Between two readings of the rows stand some two hundred operations on K-sized tensors, from the plan's sums to the
 coefficients that the next pass's plan takes. Started one by one they keep a GPU waiting for the host; a graph of them
-is one launch. It is recorded once, in the third pass, when torch has compiled what it compiles at first use and rows
-have settled on the device, and is held against the same operations started one by one, to the last bit.
+is one launch. It is recorded in the third pass, when torch has compiled what it compiles at first use and rows have
+settled on the device, and is held against the same operations started one by one, to the last bit. Where another number
+of components is read as one (`fastclust.alike`), plan and graph are made again: one pass starts what is new one by one,
+so that it is loaded, and the next records.
 
 What a replay leaves is overwritten by the next, so all that `Passes` hands out is a copy.
 
@@ -18,20 +20,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 import torch
 
+from fastclust.alike import alike
 from fastclust.kernels import Coefficients, CovarianceType, Plan, Statistics
 from fastclust.kernels.contract import Renewable
+from fastclust.kernels.duplicates import Parts, merge_alike
 from fastclust.rows import Rows
 from fastclust.variational import Posterior
 
 log = logging.getLogger("fastclust")
 
 WARM = 2  # eager passes before the one that records
+AGAIN = 1  # before one that records again
 RECORDED: tuple[CovarianceType, ...] = ("spherical", "diag")
 
 T = TypeVar("T")
@@ -51,7 +56,8 @@ class Found:
     """Hold all that the K-sized part of a pass leaves."""
 
     step: Step
-    coefficients: Coefficients
+    coefficients: Coefficients  # that rows are read with
+    parts: Parts | None  # of components that these have as one
 
 
 class Recorded(Protocol):
@@ -93,6 +99,7 @@ class Passes:
     """Make passes over rows, each from the posterior that the last one led to.
 
     follow: from statistics to what a pass leads to. coefficients: of a posterior. record: see `recorder`.
+    recorded: whether K-sized work is one graph, as far as can be known beforehand.
     differs: after the pass that recorded, how many numbers the graph found otherwise () float64, still on the device;
     the caller fetches it with what the pass told, and hands it to `trust`. None after all other passes.
     """
@@ -108,18 +115,27 @@ class Passes:
         self.differs: torch.Tensor | None = None
         self._follow, self._coefficients = follow, coefficients
         self._record = record if rows.blocks.group.size == 1 else None
-        self._made = 0  # passes
+        self.recorded = self._record is not None
+        self._eager = WARM  # passes that come before the one that records
+        self._merged = 1  # components that are read as one
         self._plan: Plan | None = None  # of the next pass
+        self._parts: Parts | None = None  # of what it reads as one
         self._graph: Recorded | None = None
         self._inputs: Statistics | None = None  # that the graph reads where the plan is not a part of it
         self._cut: list[int] = []  # the rows of each piece when the graph was recorded
 
-    def after(self, posterior: Posterior) -> Step:
-        """Return what one more pass leads to."""
+    def after(self, posterior: Posterior, merged: int = 1) -> Step:
+        """Return what one more pass leads to. merged: how many components it reads as one, of those that are alike."""
         self.differs = None
+        if merged != self._merged:
+            self._merged, self._eager = merged, max(self._eager, AGAIN)
+            self._plan = self._parts = self._graph = self._inputs = None
         if self._record is None:
-            return self._follow(self.rows.statistics(self._coefficients(posterior)))
-        plan = self.rows.plan(self._coefficients(posterior)) if self._plan is None else self._plan
+            return self._follow(self.rows.statistics(*self._read_with(posterior)))
+        if self._plan is None:
+            coefficients, self._parts = self._read_with(posterior)
+            self._plan = self.rows.plan(coefficients)
+        plan = self._plan
         cut = self.rows.read_into(plan)
         if self.rows.pieces.size is not None:
             step = self._alone(plan, "the device ran out of memory")
@@ -129,13 +145,13 @@ class Passes:
             step = self._alone(plan, "the plan keeps sums elsewhere than before")
         elif self._graph is not None:
             step = self._replayed(plan, self._graph)
-        elif self._made < WARM:
+        elif self._eager:
             found = self._whole(plan)
-            step, self._plan = found.step, self._next(plan, found.coefficients)
+            step, self._plan, self._parts = found.step, self._next(plan, found.coefficients), found.parts
+            self._eager -= 1
         else:
             self._cut = cut
             step = self._recorded(plan, self._record)
-        self._made += 1
         return step
 
     def trust(self, differs: float) -> None:
@@ -143,9 +159,17 @@ class Passes:
         if differs:
             self._drop(f"it found {differs:.0f} numbers otherwise than its operations one by one")
 
+    def _read_with(self, posterior: Posterior) -> tuple[Coefficients, Parts | None]:
+        """Return the coefficients that a pass from a posterior reads rows with, and parts of what they have as one."""
+        coefficients = self._coefficients(posterior)
+        return (coefficients, None) if self._merged == 1 else merge_alike(coefficients, alike(posterior), self._merged)
+
+    def _apart(self, statistics: Statistics) -> Statistics:
+        return statistics if self._parts is None else self._parts.apart(statistics)
+
     def _found(self, statistics: Statistics) -> Found:
-        step = self._follow(statistics)
-        return Found(step, self._coefficients(step.posterior))
+        step = self._follow(self._apart(statistics))
+        return Found(step, *self._read_with(step.posterior))
 
     def _whole(self, plan: Plan) -> Found:
         return self._found(copied(plan.result()))  # a copy, for points that are the plan's own change with it
@@ -162,13 +186,14 @@ class Passes:
         found = self._whole(plan)
         renewable = plan if _renews(plan) else None
         inputs = copied(plan.result()) if renewable is None else None
+        parts = self._parts  # which stay where they are, as the plan does
 
         def function() -> Found:
-            if inputs is not None:
-                return self._found(inputs)
-            there = self._whole(plan)
+            there = self._whole(plan) if inputs is None else self._found(inputs)
             if renewable is not None:
                 renewable.renew(there.coefficients)
+            for old, new in zip(tensors(parts), tensors(there.parts), strict=True):
+                old.copy_(new)
             return there
 
         try:
@@ -188,7 +213,7 @@ class Passes:
         if self._inputs is not None:
             torch._foreach_copy_(list(tensors(self._inputs)), list(tensors(plan.result())))
         graph.replay()
-        found = copied(graph.found)
+        found = copied(replace(graph.found, parts=None))
         if _renews(plan):
             plan.clear()
         else:
@@ -197,12 +222,13 @@ class Passes:
 
     def _alone(self, plan: Plan, reason: str) -> Step:
         """Make a pass, of which the rows have been read, and all that follow, without a graph."""
+        statistics = self._apart(plan.result())
         self._drop(reason)
-        return self._follow(plan.result())
+        return self._follow(statistics)
 
     def _drop(self, reason: str) -> None:
         log.warning("%s: passes go on without a CUDA graph, for %s", self.rows.blocks.device, reason)
-        self._record = self._graph = self._plan = self._inputs = None
+        self._record = self._graph = self._plan = self._parts = self._inputs = None
 
 
 def _renews(plan: Plan) -> TypeGuard[Renewable]:

@@ -18,7 +18,7 @@ import torch
 
 from fastclust.blocks import Blocks
 from fastclust.kernels import Backend, Coefficients, Frame, Plan, Precision, Statistics
-from fastclust.kernels.duplicates import merge
+from fastclust.kernels.duplicates import Parts, merge
 from fastclust.kernels.threads import one_thread_where_small
 from fastclust.pieces import Pieces
 from fastclust.summary import Summary
@@ -56,20 +56,30 @@ class Rows:
         frame = Frame(shift if bool(shift.any()) else None, self.scale if bool((self.scale != 1).any()) else None)
         object.__setattr__(self, "frame", frame.to(self.blocks.device))
 
-    def statistics(self, coefficients: Coefficients) -> Statistics:
-        """Return the statistics of all rows, also of the group's other processes: one E-step."""
-        # Looking for equal components would stop an accelerator's queue, and of few rows takes longer than it saves.
+    @property
+    def by_value(self) -> bool:
+        """Whether equal components are looked for by value: on an accelerator that would stop its queue."""
+        return self.blocks.device.type == "cpu"
+
+    def statistics(self, coefficients: Coefficients, parts: Parts | None = None) -> Statistics:
+        """Return the statistics of all rows, also of the group's other processes: one E-step.
+
+        parts: of components that the coefficients have as one. Each process takes its own sums apart, so that others
+        need not have the same components as one.
+        """
+        # Of few rows, looking for equal components takes longer than it saves.
         worth_it = coefficients.covariance_type in ("full", "tied") or self.blocks.n_total >= MERGED_FROM
         with one_thread_where_small(coefficients.precision):
-            merged = merge(coefficients) if worth_it and self.blocks.device.type == "cpu" else None
-        here = coefficients if merged is None else merged.coefficients
-        plan = self.plan(here)
+            merged = merge(coefficients) if worth_it and self.by_value else None
+        if merged is not None:
+            coefficients, parts = merged
+        plan = self.plan(coefficients)
         self.read_into(plan)
-        found = self.everywhere(plan.result())
-        if merged is None:
-            return found
-        with one_thread_where_small(coefficients.precision):
-            return merged.apart(found)
+        found = plan.result()
+        if parts is not None:
+            with one_thread_where_small(coefficients.precision):
+                found = parts.apart(found)
+        return self.everywhere(found)
 
     def read_into(self, plan: Plan) -> list[int]:
         """Add all rows of this process to a plan; return how many there were in each piece."""

@@ -7,6 +7,9 @@ components with one quadratic form q_n and offsets a_k,
 
 so a pass over one component with offset a gives the statistics of each, exactly: shares exp(a_k - a) of them, and as
 much more entropy as the shares have. Labels are another matter: the largest of many is not their sum.
+
+`merge` looks for equal components by value. On an accelerator that would stop the queue: `merge_alike` is told how many
+there are, and which is for the device to know.
 """
 
 from __future__ import annotations
@@ -19,13 +22,12 @@ from fastclust.kernels.contract import Coefficients, Statistics
 
 
 @dataclass(frozen=True)
-class Merged:
-    """Hold coefficients of G groups of components, and what is needed to take the groups apart.
+class Parts:
+    """Say what part each of K components is of one of G groups.
 
     group: (K,) int64, which group a component is in. share: (K,) float64, its part of the group's responsibility.
     """
 
-    coefficients: Coefficients
     group: torch.Tensor
     share: torch.Tensor
 
@@ -46,8 +48,8 @@ class Merged:
         )
 
 
-def merge(coefficients: Coefficients) -> Merged | None:
-    """Return coefficients with equal components merged; None where no two are equal, to the last bit."""
+def merge(coefficients: Coefficients) -> tuple[Coefficients, Parts] | None:
+    """Return coefficients with equal components merged, and parts; None where no two are equal, to the last bit."""
     means, precision = coefficients.means, coefficients.precision
     kind = coefficients.covariance_type
     own = means.cpu().numpy() if kind in ("tied", "full") else torch.column_stack([means, precision]).cpu().numpy()
@@ -77,4 +79,25 @@ def merge(coefficients: Coefficients) -> Merged | None:
         means=means[first],
         precision=precision if coefficients.covariance_type == "tied" else precision[first],
     )
-    return Merged(merged, group, share)
+    return merged, Parts(group, share)
+
+
+def merge_alike(coefficients: Coefficients, alike: torch.Tensor, n: int) -> tuple[Coefficients, Parts]:
+    """Return coefficients with the last n components of those that are alike (K,) bool as one, the last, and parts.
+
+    n: 1 or more, and no more than are alike. The host waits for nothing.
+    """
+    alone = len(alike) - n
+    order = alike.to(torch.uint8).argsort(stable=True)  # (K,), those that are alike last
+    place = order.argsort()
+    offset = coefficients.offset[order]
+    total = torch.logsumexp(offset[alone:], 0, keepdim=True)
+    share = torch.cat([torch.ones_like(offset[:alone]), (offset[alone:] - total).exp()])
+    kept = order[: alone + 1]  # (G,)
+    merged = replace(
+        coefficients,
+        offset=torch.cat([offset[:alone], total]),
+        means=coefficients.means[kept],
+        precision=coefficients.precision if coefficients.covariance_type == "tied" else coefficients.precision[kept],
+    )
+    return merged, Parts(place.clamp(max=alone), share[place])

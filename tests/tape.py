@@ -25,7 +25,7 @@ def place(tensor: torch.Tensor) -> int:
 
 
 class Tape(TorchDispatchMode):
-    """The operations that a function starts. They are undone at once, and what they found is NaN until a replay."""
+    """The operations that a function starts. They are undone at once, and what they found is NaN till a replay."""
 
     def __init__(self, function: Callable[[], Found]) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Tape(TorchDispatchMode):
             self.found = function()
         for tensor in tensors(self.found):
             if place(tensor) in self._own:
-                tensor.fill_(torch.nan)
+                tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
         for tensor, value in self._before.values():
             tensor.copy_(value)
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastclust import engine, graph
+from fastclust.alike import Alike
 from fastclust.graph import WARM
 from fastclust.rows import Rows
 from fastclust.sums import ColumnSums
@@ -72,7 +73,9 @@ class Started:
         self.launches.of["small"].append("graph")
 
 
-def of_passes(monkeypatch, kind: str, *, recorded: bool, blocks: int = 1) -> tuple[list[dict], list[Started]]:
+def of_passes(
+    monkeypatch, kind: str, *, recorded: bool, blocks: int = 1, merged: int = 1
+) -> tuple[list[dict], list[Started]]:
     """Return what each pass of a fit through the Triton backend starts, and the graphs."""
     from fastclust.kernels import triton as backend
 
@@ -92,7 +95,7 @@ def of_passes(monkeypatch, kind: str, *, recorded: bool, blocks: int = 1) -> tup
     def told(tensor):
         passes.append(launches.of)
         launches.forget()
-        return [float(len(passes)), 0.0, 0.0][: len(tensor)]
+        return [float(len(passes)), 0.0, float(merged), 0.0][: len(tensor)]
 
     monkeypatch.setattr(Rows, "read_into", reading)
     monkeypatch.setattr(engine, "fetched", told)
@@ -103,9 +106,8 @@ def of_passes(monkeypatch, kind: str, *, recorded: bool, blocks: int = 1) -> tup
         size = 1 + (2 * D if kind == "diag" else D + 1)
         sums = ColumnSums("triton", "high", fake(size), fake(size))
         with NoWaiting(), launches:
-            engine.ascend(
-                rows, prior, engine.Ascent(start), scatter=None, sums=sums, tol=0, max_passes=WARM + 4, sort_sticks=True
-            )
+            begun = engine.Ascent(start, alike=Alike(merged, 1, merged))
+            engine.ascend(rows, prior, begun, scatter=None, sums=sums, tol=0, max_passes=WARM + 4, sort_sticks=True)
     return passes, graphs
 
 
@@ -123,9 +125,10 @@ def test_a_block_of_rows_is_a_few_launches(kind, monkeypatch):
     assert len(both) - len(first) <= BLOCK
 
 
+@pytest.mark.parametrize("merged", [1, 3], ids=["", "of three as one"])
 @pytest.mark.parametrize("kind", ["diag", "spherical"])
-def test_what_is_k_sized_is_one_graph_and_a_copy_of_what_it_leaves(kind, monkeypatch):
-    passes, graphs = of_passes(monkeypatch, kind, recorded=True)
+def test_what_is_k_sized_is_one_graph_and_a_copy_of_what_it_leaves(kind, merged, monkeypatch):
+    passes, graphs = of_passes(monkeypatch, kind, recorded=True, merged=merged)
     assert [len(launches["small"]) <= SMALL for launches in passes[WARM + 1 :]] == [True] * 3
     assert passes[-1]["small"] == ["graph", "_foreach_copy_"]
     [only] = graphs

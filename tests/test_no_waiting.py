@@ -1,4 +1,4 @@
-"""A pass on a GPU waits for it once, for the bound and the error of its sums: shown with fake CUDA tensors.
+"""A pass on a GPU waits for it once, for the bound and what is told with it: shown with fake CUDA tensors.
 
 torch's fake tensors have no values: they know shape, dtype and device, and raise where an operation needs a value. What
 they let through although a GPU would be waited for, the mode `NoWaiting` finds: copies from and to the host, checks of
@@ -131,13 +131,19 @@ def a_pass(
 def test_a_pass_waits_for_the_bound_alone(kind, weighted, dtype, monkeypatch):
     weight_prior = "dirichlet_distribution" if weighted else "dirichlet_process"
     bounds = iter([1.0, 3.0, 4.0, 4.0])
-    fetched = []
+    fetched, read = [], []
+    prepare = plain.prepare
 
     def given(told):
         fetched.append(told)
-        return [next(bounds), 1e-9]
+        return [next(bounds), 1e-9, 3.0]
+
+    def prepared(given, *more):
+        read.append(given.n_components)
+        return prepare(given, *more)
 
     monkeypatch.setattr(engine, "fetched", given)
+    monkeypatch.setattr(plain, "prepare", prepared)
     with FakeTensorMode():
         rows, prior, start, scatter = a_pass(monkeypatch, kind, dtype, weighted, weight_prior, moved=weighted)
         size = {"full": 2 * D, "tied": D, "diag": 2 * D, "spherical": D + 1}[kind]
@@ -147,7 +153,8 @@ def test_a_pass_waits_for_the_bound_alone(kind, weighted, dtype, monkeypatch):
             found = engine.ascend(rows, prior, engine.Ascent(start), **options)
     assert found.converged
     assert found.n_passes == len(fetched) == 4  # one wait a pass
-    assert {(told.device, told.shape, told.dtype) for told in fetched} == {(CUDA, (2,), torch.float64)}
+    assert read == [K, K - 2, K - 2, K - 2]  # as the first wait told
+    assert {(told.device, told.shape, told.dtype) for told in fetched} == {(CUDA, (3,), torch.float64)}
     assert found.posterior.m.device == found.statistics.sx.device == CUDA
     assert found.statistics.sx.shape == (K, D)
 

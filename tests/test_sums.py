@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from fastclust import DPGMM, engine
 from fastclust.kernels import torch as plain
 from fastclust.kernels.contract import Totals
-from fastclust.kernels.duplicates import Merged
+from fastclust.kernels.duplicates import Parts
 from fastclust.kernels.torch.device import form_of
 from fastclust.summary import summarise
 from fastclust.sums import TOLERANCE, ColumnSums, WrongSumsError, checked, column_sums
@@ -129,8 +129,8 @@ def test_weights_maps_and_priors_far_away_are_no_fault(kind, seen):
 @pytest.mark.parametrize("kind", KINDS)
 def test_components_that_are_merged_add_up(kind, monkeypatch):
     """Components that are equal but for their weight are read as one on the CPU, and taken apart."""
-    merged, apart = [], Merged.apart
-    monkeypatch.setattr(Merged, "apart", lambda one, found: merged.append(one) or apart(one, found))
+    merged, apart = [], Parts.apart
+    monkeypatch.setattr(Parts, "apart", lambda one, found: merged.append(one) or apart(one, found))
     monkeypatch.setattr("fastclust.rows.MERGED_FROM", 0)
     X = relu_features(900, 8)
     model = fit(X, covariance_type=kind, max_iter=3)
