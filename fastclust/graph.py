@@ -80,10 +80,14 @@ class Graph:
 
     def __init__(self, device: torch.device, function: Callable[[], Found]) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads, which may be reading rows, allocate as they like.
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        with torch.cuda.device(device), torch.cuda.graph(self._graph, None, stream, "thread_local"):
-            self.found = function()
+        with torch.cuda.device(device):
+            before, own = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            try:
+                # Other threads, which may be reading rows, allocate as they like.
+                with torch.cuda.graph(self._graph, None, own, "thread_local"):
+                    self.found = function()
+            finally:
+                torch.cuda.set_stream(before)  # torch stays on its own where the recording was refused
 
     def replay(self) -> None:
         """Start the operations on the current stream."""

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -250,6 +251,29 @@ def test_what_cannot_be_recorded_is_a_warning_and_an_eager_fit(renews, monkeypat
     assert record.levelno == logging.WARNING
     assert "passes go on without a CUDA graph" in record.getMessage()
     assert record.getMessage().endswith("not permitted when stream is capturing")
+
+
+def test_a_refused_recording_leaves_the_stream_as_it_was(monkeypatch):
+    """torch 2.11 ends the recording first, which raises, and then would leave the stream that it was on."""
+    now = ["the caller's"]
+
+    @contextmanager
+    def recording(graph, pool, stream, mode):
+        now[0] = stream
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "the recording's")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: now.__setitem__(0, stream))
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    seen = []
+    with pytest.raises(RuntimeError, match="during capture"):
+        graph.Graph(torch.device("cuda:0"), lambda: seen.append(now[0]))
+    assert seen == ["the recording's"]
+    assert now == ["the caller's"]
 
 
 class Wrong(Tape):

@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from fastclust import DPGMM, engine
 from fastclust.kernels import torch as plain
+from fastclust.kernels.chosen import Chosen
 from fastclust.kernels.contract import Totals
 from fastclust.kernels.duplicates import Parts
 from fastclust.kernels.torch.device import form_of
@@ -274,3 +275,16 @@ def test_no_more_is_fetched_than_one_tensor_a_pass(monkeypatch):
     monkeypatch.setattr(engine, "fetched", lambda tensor: told.append(tensor) or fetched(tensor))
     model = fit(blobs(900, 5, 5))
     assert [tuple(tensor.shape) for tensor in told] == [(2,)] * model.n_iter_
+
+
+def test_sums_are_held_to_the_arithmetic_of_the_backend_that_passed_over_the_rows():
+    """Of several that may, one has fast products; the one that did has not."""
+    sums = ColumnSums("triton", "fast", torch.ones(3), torch.ones(3))
+    assert sums.tolerance == TOLERANCE["fast"]
+    one, both = SimpleNamespace(PRECISIONS=("high",)), SimpleNamespace(PRECISIONS=("high", "fast"))
+    backend = Chosen(torch.device("cuda"), {"triton": both, "cupy": one}, {})
+    sums = replace(sums, module=backend)
+    assert sums.tolerance == TOLERANCE["fast"]
+    backend.ran = "cupy"
+    assert sums.tolerance == TOLERANCE["high"]
+    assert replace(sums, module=one).tolerance == TOLERANCE["high"]
