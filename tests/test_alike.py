@@ -4,14 +4,14 @@ import logging
 import math
 import warnings
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import groupby
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import relu_features
+from conftest import blobs, relu_features
 from sklearn.exceptions import ConvergenceWarning
 from tape import Tape
 from test_graph import About, Staying, assert_same, backend, fit, tapes  # noqa: F401
@@ -139,6 +139,7 @@ def test_what_is_not_recorded_is_one_at_once_and_what_is_when_a_block_is_saved_f
     assert after([100] * SETTLED, k=200)[-1] == 100
     assert after([9] * SETTLED, k=200)[-1] == 9  # 192 take three blocks
     assert after([8] * SETTLED, k=200)[-1] == 1  # 193 take four, as 200 do
+    assert after([5] * 20, k=12) == [1] * 20  # there are no fewer than 16 places
     assert after([20] * 20, rows=RECORDED_FROM - 1) == [1] * 20
 
 
@@ -187,6 +188,41 @@ def test_a_graph_of_what_is_one_is_its_operations(plan, kind, device, tapes, cap
     assert max(merged_in(expected[1])) > 5
     assert_same(found, expected)
     assert [one.alike for one in found[1]] == [one.alike for one in expected[1]]
+
+
+@pytest.mark.parametrize("plan", [None, Staying, About], ids=["torch", "staying", "about"])
+@pytest.mark.parametrize("kind", ["diag", "spherical"])
+def test_a_graph_follows_those_that_are_alike_wherever_they_go(kind, plan, device, tapes):  # noqa: F811
+    """In each pass components change places, and three that have rows of their own are one in each."""
+    X = blobs(300, 4, 3)
+    options = {"n_components": 7, "max_iter": 3, "weight_concentration_prior_type": "dirichlet_distribution"}
+    model, _ = fit(X, **FEW | options | {"covariance_type": kind, "weight_concentration_prior": 1.0})
+    _, rows = model._rows_of(X)
+    if plan is not None:
+        object.__setattr__(rows, "backend", backend(plan, renews=True))
+    start = model._posterior(rows)
+    which = torch.tensor([0, 1, 2, 3, 2, 4, 2])
+    m, precision = start.m[which], start.precisions_cholesky[which]
+    start = replace(start, m=m, precisions_cholesky=precision, gamma1=50 + 30 * torch.arange(7).double())
+    largest = rows.statistics(engine.coefficients(start)).nk.argmax()
+
+    def follow(statistics):
+        place = (torch.arange(7) + largest - statistics.nk.argmax() - 1) % 7  # each comes one further
+        own = {one.name: getattr(start, one.name) for one in fields(start)}
+        moved = {name: part[place] if isinstance(part, torch.Tensor) else part for name, part in own.items()}
+        return graph.Step(statistics, type(start)(**moved), statistics.log_norm[None])
+
+    passes = graph.Passes(rows, follow, engine.coefficients, Tape)
+    posterior = start
+    for _ in range(8):
+        step = passes.after(posterior, 3)
+        expected = reference.statistics(torch.from_numpy(X), engine.coefficients(posterior), rows.frame, torch.float64)
+        found = step.statistics.moved(expected.about)
+        for name in ("nk", "sx", "sxx", "entropy"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
+        posterior = step.posterior
+    assert float(expected.nk.min()) > 1
+    assert passes._graph.replays == 8 - WARM
 
 
 class Wrong(Tape):
@@ -280,17 +316,20 @@ def test_a_fit_that_goes_on_reads_as_one_what_the_whole_fit_does(kind, last, dev
     whole, ascents = fit(X, **options)
     assert max(merged_in(ascents)) > 5
     parameters = {"device": "cpu", "random_state": 0, "backend": "torch", **options}
+    seen, whole_pass = [], engine._pass
+    device.setattr(engine, "_pass", lambda *given: seen.append(whole_pass(*given)) or seen[-1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         device.setattr("fastclust.fitting.checked", lambda device: True)
         for max_iter in (last, FEW["max_iter"]):
             model = DPGMM(**parameters | {"max_iter": max_iter})
             model.fit(X, checkpoint=Checkpoint(path, every=0, resume=True))
+    assert [one.alike for one in seen] == [one.alike for one in ascents]
     assert model.lower_bounds_ == whole.lower_bounds_
     np.testing.assert_array_equal(model.means_, whole.means_)
 
 
-def test_what_a_device_read_as_one_is_nothing_to_the_cpu(monkeypatch):
+def test_what_a_device_read_as_one_is_nothing_to_the_cpu(monkeypatch, tapes):  # noqa: F811
     """A fit may go on elsewhere; what it told last is not what its posterior has when it comes back."""
     X = corners()
     _, ascents = fit(X, **FEW | {"covariance_type": "diag", "max_iter": 5})
@@ -304,6 +343,7 @@ def test_what_a_device_read_as_one_is_nothing_to_the_cpu(monkeypatch):
     for told["alike"] in (UNKNOWN, Alike(9, 9, 9)):
         started.append(fit(X, **FEW | {"covariance_type": "diag", "max_iter": 5}))
     assert_same(*started)
+    assert {ascent.alike for ascent in started[1][1]} == {UNKNOWN}
 
 
 def test_mixed_precision_goes_on_with_what_is_one(device, tapes):  # noqa: F811
