@@ -22,6 +22,7 @@ import h5py
 import torch
 
 from fastclust import DPGMM, labels, model_file, pipeline, program, saved  # noqa: F401 (imported before the forks)
+from fastclust.checkpoint import FORMAT, VERSION
 from fastclust.store import open_store
 
 KILLS = 20
@@ -47,7 +48,7 @@ def passes(checkpoint: Path) -> int:
     """How many passes a checkpoint holds; 0 where there is none."""
     if not checkpoint.exists():
         return 0
-    _, found = model_file.read_groups(checkpoint, "fastclust.checkpoint", 1, ("state",), "a checkpoint")
+    _, found = model_file.read_groups(checkpoint, FORMAT, VERSION, ("state",), "a checkpoint")
     return len(found["state"]["now"]["lower_bounds"])
 
 
