@@ -269,11 +269,11 @@ def _case(
     precision: Precision,
     weights: torch.Tensor | None,
 ) -> Case:
-    """Return what a proof is for: sizes are rounded up to powers of two."""
+    """Return what a proof is for: sizes are rounded up to powers of two, K up to 64 to eights."""
     k, d = coefficients.means.shape
     return (
         *(operation, coefficients.covariance_type, dtype, rows.dtype, precision),
-        *(1 << (k - 1).bit_length(), 1 << (d - 1).bit_length()),
+        *(-(-k // 8) * 8 if k <= 64 else 1 << (k - 1).bit_length(), 1 << (d - 1).bit_length()),
         *(frame.shift is not None, frame.scale is not None),
         *(weights is not None, rows.stride(1) == 1 or d == 1),
     )

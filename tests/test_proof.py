@@ -231,6 +231,9 @@ def test_dtypes_and_weights_and_sizes_are_proven_each(device):
     before = len(device.proven)
     device.fit(n_components=12)  # of the size class of 9
     assert len(device.proven) == before
+    device.fit(n_components=17)
+    device.fit(n_components=25)  # of another, though padded to one power of two
+    assert device.proven[before:].count(("triton", "statistics")) == 2
 
 
 def test_rows_that_are_moved_or_scaled_are_proven_each(device):
