@@ -1,7 +1,7 @@
 """The plan of an E-step of spherical or diag covariance: a table of coefficients, and sums that kernels add to.
 
-A block of rows is one launch, or two where K is above 64: labels and peaks of the rows first. Up to 64 components of 64
-features go to the kernel on tensor cores, where the device has such, and fused.cu to itself. Each block of threads
+A block of rows is one launch, or two where K is above 64: labels and peaks of the rows first. Where K and D are 64 at
+most, and the device has products of tf32, the launch is of fused.cu, and else of statistics.cu. Each block of threads
 has sums of its own, a slot, from one block of rows to the next, and `result` adds the slots up. Where a plan has been
 made and rows were added once, the addresses of the table and the slots stay: `result` and `renew` are operations of
 torch alone and look at no value, so that a CUDA graph can hold them; what is left to the host then is `clear`.
